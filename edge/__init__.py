@@ -1,0 +1,1 @@
+"""The worker near the caller: text in, text out; keeps nothing that it could not lose."""

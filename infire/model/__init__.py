@@ -1,0 +1,1 @@
+"""Decoder families as one transformer and a table of rows."""

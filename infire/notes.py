@@ -1,0 +1,111 @@
+"""What a worker and its engine process say to each other, one MessagePack frame each way a step.
+
+Framing on the socket pair: 4 bytes little-endian length, then the frame. Acts (`Note`) are read
+between steps, so none sees a step half done. No torch, no socket.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from infire.kv_layout import KVLayout
+from infire.request import Sequence, Step
+
+
+class Submit(Struct, frozen=True, tag="submit"):
+    """Run `sequence`. With `kv_path`, the KV of its first `num_adopted` tokens lies there."""
+
+    sequence: Sequence
+    kv_path: str | None = None
+    num_adopted: int = 0
+
+
+class Drop(Struct, frozen=True, tag="drop"):
+    """Forget a request wherever it is: waiting, running or held. Unknown ids are ignored."""
+
+    request_id: str
+
+
+class Export(Struct, frozen=True, tag="export"):
+    """Write the KV of a held sequence to a new file. It stays held until `Drop`."""
+
+    request_id: str
+    path: str
+
+
+Note = Submit | Drop | Export
+
+
+class Notes(Struct, frozen=True):
+    """One frame to the engine."""
+
+    notes: tuple[Note, ...]
+
+
+class Exported(Struct, frozen=True, tag="exported"):
+    request_id: str
+    num_bytes: int | None  # None: not held (dropped, or never known)
+
+
+class Adopted(Struct, frozen=True, tag="adopted"):
+    """The file of a `Submit` has been read: it may be deleted."""
+
+    request_id: str
+
+
+class Refused(Struct, frozen=True, tag="refused"):
+    """A request ended without its answer. `code` is a label of `routing.errors.Code`."""
+
+    request_id: str
+    code: str
+    detail: str
+
+
+Answer = Exported | Adopted | Refused
+
+
+class Gauges(Struct, frozen=True, kw_only=True):
+    """The engine between two steps."""
+
+    step: int  # steps made since start
+    running: int = 0
+    waiting: int = 0
+    held: int = 0
+    free_blocks: int = 0  # all groups together
+    total_blocks: int = 0
+    prompt_tokens_computed: int = 0  # since start
+    output_tokens: int = 0  # since start
+    preemptions: int = 0  # since start
+    step_s: float = 0.0  # seconds the last step took
+
+
+class Hello(Struct, frozen=True, kw_only=True, tag="hello"):
+    """The engine's first frame: loaded, warm, ready for notes."""
+
+    model: str
+    model_digest: str
+    layout: KVLayout
+    context_window: int  # tokens, as the model's configuration says
+    max_sequence_tokens: int  # what the KV pool holds for one request; at most context_window
+    vocab_size: int
+    device: str
+    dtype: str
+    threads: int
+    load_s: float
+
+
+class Results(Struct, frozen=True, tag="results"):
+    """One frame from the engine: after every step, and at least once a second when idle."""
+
+    gauges: Gauges
+    steps: tuple[Step, ...] = ()
+    answers: tuple[Answer, ...] = ()
+
+
+class Broken(Struct, frozen=True, tag="broken"):
+    """The engine could not start, or must stop: the reason, for the operator."""
+
+    detail: str
+
+
+FromEngine = Hello | Results | Broken

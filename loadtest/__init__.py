@@ -1,0 +1,1 @@
+"""Load on a running fleet, as clients make it, and the benches run by hand."""

@@ -1,0 +1,1 @@
+"""A region: one front, many workers, and the KV passed between them."""

@@ -1,0 +1,76 @@
+"""What a front and its workers say to each other, and what passes between prefill and decode."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from infire.kv_layout import KVLayout
+from routing import wire
+from routing.region import ProcessReport, Role
+
+
+class KVTicket(Struct, frozen=True, kw_only=True):
+    """Where computed KV waits to be collected, what it covers, and for how long."""
+
+    worker: str  # name in the collector's own pool table, which alone says what address to call
+    url: str  # must equal that table's entry: an address in a message is never dialled
+    request_id: str
+    epoch: str  # life of the worker that computed it
+    num_tokens: int
+    num_bytes: int
+    layout: KVLayout
+    lease_s: float  # after which a hold whose front and collector are dead ends by itself
+
+
+class Prefill(Struct, frozen=True, tag="prefill"):
+    """Front to prefill worker. The stream stays open while KV is held; hanging up ends the hold."""
+
+    request: wire.Generate
+
+
+class Prefilled(Struct, frozen=True, kw_only=True, tag="prefilled"):
+    """Prefill worker to front: the first token, and the ticket to go on with."""
+
+    first: wire.Tokens
+    cached_tokens: int = 0
+    finish: wire.Finish | None = None  # ended at its first token: there is no ticket
+    ticket: KVTicket | None = None
+
+
+class Collected(Struct, frozen=True, tag="collected"):
+    """Last event of `Prefill`: the KV was fetched and its blocks are free."""
+
+
+class Resume(Struct, frozen=True, tag="resume"):
+    """Front to decode worker: go on from here."""
+
+    request: wire.Generate
+    prefilled: Prefilled
+
+
+class Peer(Struct, frozen=True, kw_only=True):
+    """A worker of the same region, as its front knows it."""
+
+    name: str
+    role: Role
+    url: str
+    kv_address: str  # host:port of its KV door
+
+
+class Watch(Struct, frozen=True, tag="watch"):
+    """Front to worker: these are your peers; tell me how you are, on change and every second."""
+
+    peers: tuple[Peer, ...]
+
+
+class Watched(Struct, frozen=True, tag="watched"):
+    report: ProcessReport
+    kv_address: str
+    layout_digest: str
+
+
+# What a worker's link takes and gives. `wire.Generate` itself: prefill and decode here (role both).
+WorkerRequest = wire.Generate | Prefill | Resume | Watch
+WorkerEvent = (
+    wire.Started | wire.Tokens | wire.Finish | wire.Fault | Prefilled | Collected | Watched
+)

@@ -1,0 +1,1 @@
+"""What every node knows of the others: messages, links, regions, models, and how to choose."""

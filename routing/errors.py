@@ -1,0 +1,79 @@
+"""The one vocabulary of failure that crosses a process boundary. Knows no HTTP library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meaning:
+    """What a code tells each kind of reader."""
+
+    status: int  # HTTP status shown to the client
+    public: int  # Workers AI error code shown to the client
+    elsewhere: bool = False  # whether another region may answer where this one did not
+    openai_type: str = "invalid_request_error"  # `error.type` on /ai/v1
+
+
+class Code(StrEnum):
+    """Why a request failed. The value is the label used in logs and metrics."""
+
+    BAD_INPUT = "bad_input"
+    UNKNOWN_MODEL = "unknown_model"
+    NO_ROUTE = "no_route"
+    WRONG_METHOD = "wrong_method"
+    UNAUTHENTICATED = "unauthenticated"
+    TOO_LARGE = "too_large"
+    TIMEOUT = "timeout"
+    ABORTED = "aborted"
+    NO_CAPACITY = "no_capacity"
+    UNAVAILABLE = "unavailable"
+    LOST = "lost"
+    STALE_TOKENIZER = "stale_tokenizer"
+    INCOMPATIBLE = "incompatible"
+    INTERNAL = "internal"
+
+    @property
+    def meaning(self) -> Meaning:
+        return _MEANINGS[self]
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another region may be asked."""
+        return _MEANINGS[self].elsewhere
+
+
+_SERVER = "server_error"
+_MEANINGS = {
+    Code.BAD_INPUT: Meaning(status=400, public=5006),
+    Code.UNKNOWN_MODEL: Meaning(status=400, public=5007),
+    Code.NO_ROUTE: Meaning(status=404, public=7003),
+    Code.WRONG_METHOD: Meaning(status=405, public=7001),
+    Code.UNAUTHENTICATED: Meaning(status=401, public=10000, openai_type="authentication_error"),
+    Code.TOO_LARGE: Meaning(status=413, public=3006),
+    Code.TIMEOUT: Meaning(status=408, public=3007, openai_type="timeout_error"),
+    Code.ABORTED: Meaning(status=408, public=3008, openai_type="timeout_error"),
+    Code.NO_CAPACITY: Meaning(
+        status=429, public=3040, elsewhere=True, openai_type="rate_limit_error"
+    ),
+    # The region is up and says that it has nothing ready for this model.
+    Code.UNAVAILABLE: Meaning(status=503, public=7009, elsewhere=True, openai_type=_SERVER),
+    # The process that was asked is gone, or its link is.
+    Code.LOST: Meaning(status=503, public=7009, elsewhere=True, openai_type=_SERVER),
+    # The edge's tokenizer is not the region's: fetch it anew by digest and try once more.
+    Code.STALE_TOKENIZER: Meaning(status=503, public=7009, elsewhere=True, openai_type=_SERVER),
+    # Prefill and decode disagree about KV: never silently wrong.
+    Code.INCOMPATIBLE: Meaning(status=503, public=7009, elsewhere=True, openai_type=_SERVER),
+    Code.INTERNAL: Meaning(status=500, public=5000, openai_type=_SERVER),
+}
+
+
+class Failure(Exception):
+    """A request failed for a reason its caller may be told."""
+
+    def __init__(self, code: Code, detail: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail
+        self.retry_after_s = retry_after_s

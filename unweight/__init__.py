@@ -1,0 +1,1 @@
+"""Lossless compression of BF16 weights; knows tensors, not models."""
