@@ -68,7 +68,7 @@ class Runner(Protocol):
         """One forward pass; one result a row, in the plan's order."""
 
     def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str) -> int:
-        """Write KV to a new file at `path`, laid out as `KVLayout.exported_bytes` says; its size."""
+        """Write KV to a new file at `path`, laid out as `KVLayout.exported_bytes`; its size."""
 
     def adopt(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str) -> None:
         """Read what `export` wrote into these blocks. ValueError on a file of another size."""
