@@ -1,0 +1,197 @@
+"""What a fleet is made of, read from its TOML file. Starts nothing and knows no process.
+
+An operator writes a `FleetFile`; the launcher resolves it into the regions that an edge reads.
+
+[fleet]           model
+[edge]            host, port, trusted_proxies, geo_db, budget_s, ...
+[[region]]        name, port of its front, latitude and longitude where data/regions.toml has none
+[[region.worker]] role, count, device, kv_tokens, ...
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import msgspec
+from msgspec import Meta, Struct
+
+from routing.region import Place, Region
+
+Device = Literal["auto", "cpu", "cuda"]
+DEVICES: tuple[str, ...] = get_args(Device)
+DATA = Path(__file__).parent / "data"
+
+Port = Annotated[int, Meta(ge=0, le=65535)]  # 0: any free one
+Name = Annotated[str, Meta(pattern="^[a-z][a-z0-9-]{0,31}$")]
+
+
+class FleetFileError(Exception):
+    """A fleet file that cannot be used: which file, which row, which field, and why."""
+
+
+class FleetRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    model: str  # a name in the catalogue
+
+
+class EdgeRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The edge worker. None: its own default."""
+
+    host: str = "127.0.0.1"  # only the edge may listen beyond loopback
+    port: Port = 8787
+    trusted_proxies: tuple[str, ...] = ()  # networks whose forwarding headers count
+    geo_db: str | None = None  # an .mmdb file: client address to place
+    budget_s: Annotated[float, Meta(gt=0)] | None = None  # for one whole request
+    max_output_tokens: Annotated[int, Meta(ge=1)] | None = None  # when the client names none
+    body_limit_bytes: Annotated[int, Meta(ge=1)] | None = None
+
+
+class WorkerRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`count` workers of one kind. None: the worker's own default."""
+
+    role: Literal["prefill", "decode", "both"]
+    count: Annotated[int, Meta(ge=1, le=64)] = 1
+    device: Device | None = None  # None: what `fleet up --device` says
+    dtype: Literal["auto", "bfloat16", "float32"] | None = None
+    kv_tokens: Annotated[int, Meta(ge=1)] | None = None
+    max_step_tokens: Annotated[int, Meta(ge=1)] | None = None
+    max_running: Annotated[int, Meta(ge=1)] | None = None
+    max_waiting: Annotated[int, Meta(ge=0)] | None = None
+    lease_s: Annotated[float, Meta(gt=0)] | None = None
+    threads: Annotated[int, Meta(ge=1)] | None = None
+
+
+class RegionRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: Name
+    latitude: Annotated[float, Meta(ge=-90, le=90)] | None = None
+    longitude: Annotated[float, Meta(ge=-180, le=180)] | None = None
+    port: Port = 0  # its front's
+    workers: Annotated[tuple[WorkerRow, ...], Meta(min_length=1)] = msgspec.field(name="worker")
+
+
+class FleetFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    fleet: FleetRow
+    edge: EdgeRow = EdgeRow()
+    regions: Annotated[tuple[RegionRow, ...], Meta(min_length=1)] = msgspec.field(name="region")
+
+
+class KnownPlace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A row of data/regions.toml."""
+
+    title: str
+    latitude: float
+    longitude: float
+
+
+def known_places() -> dict[str, KnownPlace]:
+    """Names of regions that need no coordinates, and where each is taken to be."""
+    table = tomllib.loads((DATA / "regions.toml").read_text())
+    return msgspec.convert(table, dict[str, KnownPlace])
+
+
+def read_fleet(path: Path) -> FleetFile:
+    """The fleet that `path` describes. FleetFileError names the row and field at fault."""
+    fleet = _read(path, FleetFile)
+    if problem := _problem(fleet):
+        raise FleetFileError(f"{path}: {problem}")
+    return fleet
+
+
+class _ResolvedRow(Struct, frozen=True, kw_only=True):
+    """A region as an edge needs it. What else its row says is for others."""
+
+    name: Name
+    latitude: Annotated[float, Meta(ge=-90, le=90)]
+    longitude: Annotated[float, Meta(ge=-180, le=180)]
+    url: Annotated[str, Meta(pattern="^https?://")]
+
+
+class _ResolvedFile(Struct, frozen=True, kw_only=True):
+    regions: Annotated[tuple[_ResolvedRow, ...], Meta(min_length=1)] = msgspec.field(name="region")
+
+
+def read_regions(path: Path) -> tuple[Region, ...]:
+    """The regions of a resolved fleet file: `[[region]]` rows with coordinates and a url."""
+    return tuple(
+        Region(name=row.name, url=row.url, place=Place(row.latitude, row.longitude))
+        for row in _read(path, _ResolvedFile).regions
+    )
+
+
+def resolved(regions: Iterable[Region]) -> str:
+    """The text that `read_regions` reads."""
+    rows = (
+        f"[[region]]\nname = {json.dumps(region.name)}\nlatitude = {region.place.latitude}\n"
+        f"longitude = {region.place.longitude}\nurl = {json.dumps(region.url)}\n"
+        for region in regions
+    )
+    return "\n".join(rows)
+
+
+def place_of(region: RegionRow) -> Place:
+    """Where the region is: its own coordinates, else those its name is known for."""
+    if region.latitude is not None and region.longitude is not None:
+        return Place(region.latitude, region.longitude)
+    known = known_places()[region.name]
+    return Place(known.latitude, known.longitude)
+
+
+def _problem(fleet: FleetFile) -> str | None:
+    """What no single field shows: the first thing wrong with the fleet as a whole."""
+    places = known_places()
+    seen: set[str] = set()
+    for number, region in enumerate(fleet.regions, 1):
+        row = f"region {number} ({region.name})"
+        if region.name in seen:
+            return f"{row}: name: used by a region above"
+        seen.add(region.name)
+        if (region.latitude is None) != (region.longitude is None):
+            return f"{row}: latitude and longitude go together"
+        if region.latitude is None and region.name not in places:
+            known = ", ".join(sorted(places))
+            return f"{row}: latitude: needed, as the name is none of {known}"
+        roles = {worker.role for worker in region.workers}
+        if "both" not in roles and roles != {"prefill", "decode"}:
+            lacks = "decode" if "prefill" in roles else "prefill"
+            return f"{row}: worker: none has role {lacks} or both, so no request could end"
+    return None
+
+
+T = TypeVar("T")
+
+
+def _read(path: Path, shape: type[T]) -> T:
+    try:
+        table = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError) as exc:
+        raise FleetFileError(f"{path}: cannot be read: {exc}") from exc
+    except tomllib.TOMLDecodeError as exc:
+        raise FleetFileError(f"{path}: not TOML: {exc}") from exc
+    try:
+        return msgspec.convert(table, shape)
+    except msgspec.ValidationError as exc:
+        raise FleetFileError(f"{path}: {_in_words(str(exc), table)}") from exc
+
+
+_STEP = re.compile(r"\.?([A-Za-z_]+)|\[(\d+)\]")
+
+
+def _in_words(message: str, table: dict[str, Any]) -> str:
+    """`Expected ... - at `$.region[0].port`` as `region 1 (weur): port: expected ...`."""
+    reason, _, path = message.partition(" - at `$")
+    words: list[str] = []
+    here: Any = table
+    for name, index in _STEP.findall(path.rstrip("`")):
+        if name:
+            here = here.get(name) if isinstance(here, dict) else None
+            words.append(name)
+        else:
+            here = here[int(index)] if isinstance(here, list) else None
+            known_as = here.get("name") or here.get("role") if isinstance(here, dict) else None
+            number = int(index) + 1
+            words[-1] += f" {number} ({known_as})" if isinstance(known_as, str) else f" {number}"
+    return ": ".join([*words, reason[:1].lower() + reason[1:]])
