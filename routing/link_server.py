@@ -1,0 +1,209 @@
+"""The server's end of multiplexed links: a route, and one task for every stream opened over it.
+
+The other end is `link`. A stream's events go out as long as its client has given credit for them;
+beyond that they wait here, where `Tokens` merge into one, so a slow reader costs a longer event
+and not a longer queue, and a reader that has stopped loses its stream after `stall_s`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup
+from starlette.middleware import Middleware
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from routing import wire
+from routing.errors import Code, Failure
+from routing.link_flow import Outbox, Patience, Wake
+from routing.link_frames import (
+    PATH,
+    Batch,
+    Cancel,
+    Credit,
+    LinkStats,
+    Open,
+    Pace,
+    acts_decoder,
+)
+from routing.secret import NeedsSecret
+
+logger = logging.getLogger(__name__)
+
+Req = TypeVar("Req")
+Ev = TypeVar("Ev")
+
+
+class Stream(Generic[Req, Ev]):
+    """One request, at the end that answers it."""
+
+    def __init__(self, request: Req, put: Callable[[Ev], None]) -> None:
+        self.request = request
+        self._put = put
+
+    def send(self, event: Ev) -> None:
+        """Never waits. All that is sent in one tick, on all streams, goes out as one frame."""
+        self._put(event)
+
+
+Serve = Callable[[Stream[Any, Any]], Awaitable[None]]
+
+
+def link_route(
+    serve: Serve,
+    *,
+    requests: Any,
+    secret: str,
+    pace: Pace | None = None,
+    stats: LinkStats | None = None,
+) -> WebSocketRoute:
+    """A route at /v1/link whose streams are answered by `serve`.
+
+    Each stream has a task of its own, cancelled when its client hangs up or the connection is lost.
+    Returning from `serve` ends the stream. A `Failure` is told to the client as it is; any other
+    exception is logged, and told as INTERNAL. `requests` is the union of what may be asked.
+    """
+    decoder = acts_decoder(requests)
+
+    async def endpoint(websocket: WebSocket) -> None:
+        await websocket.accept()
+        connection = _Connection(websocket, serve, pace or Pace(), stats or LinkStats())
+        await connection.run(decoder)
+
+    return WebSocketRoute(PATH, endpoint, middleware=[Middleware(NeedsSecret, secret=secret)])
+
+
+class _Misuse(Exception):
+    """A client did what no client of ours does."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A stream being answered: what waits for its client, and how to stop its task."""
+
+    outbox: Outbox[Any]
+    scope: anyio.CancelScope
+
+
+class _Connection:
+    """One client, and the streams it has opened."""
+
+    def __init__(self, websocket: WebSocket, serve: Serve, pace: Pace, stats: LinkStats) -> None:
+        self._websocket = websocket
+        self._serve = serve
+        self._pace = pace
+        self._period_s = min(pace.beat_s, pace.stall_s / 4)
+        self._stats = stats
+        self._encoder = msgspec.msgpack.Encoder()
+        self._answers: dict[int, _Answer] = {}
+        self._news: dict[int, None] = {}  # streams with something to say, in the order they had it
+        self._wake = Wake()
+        self._silence = Patience(pace.silence_s, self._period_s)
+
+    async def run(self, decoder: msgspec.msgpack.Decoder[list[Any]]) -> None:
+        """Return when the client is gone and the tasks of all its streams have ended."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._write, tasks.cancel_scope)
+            tasks.start_soon(self._beat, tasks.cancel_scope)
+            try:
+                while (frame := await self._next_frame()) is not None:
+                    for act in decoder.decode(frame):
+                        self._obey(act, tasks)
+            except (msgspec.DecodeError, _Misuse) as exc:
+                self._warn("malformed link frame", str(exc))
+            tasks.cancel_scope.cancel()
+
+    async def _next_frame(self) -> bytes | None:
+        message = await self._websocket.receive()
+        if message["type"] == "websocket.disconnect":
+            return None
+        self._silence.sign()
+        self._stats.frames_received += 1
+        frame: bytes | None = message.get("bytes")
+        if frame is None:
+            raise _Misuse("text, where MessagePack was expected")
+        return frame
+
+    def _obey(self, act: Open[Any] | Cancel | Credit, tasks: TaskGroup) -> None:
+        match act:
+            case Open():
+                self._begin(act, tasks)
+            case Cancel():
+                if answer := self._answers.pop(act.id, None):
+                    answer.scope.cancel()
+            case Credit():
+                if answer := self._answers.get(act.id):
+                    answer.outbox.grant(act.num_events)
+
+    def _begin(self, opened: Open[Any], tasks: TaskGroup) -> None:
+        if opened.id in self._answers:
+            raise _Misuse(f"stream {opened.id} is open already")
+        patience = Patience(self._pace.stall_s, self._period_s)
+        outbox: Outbox[Any] = Outbox(opened.id, opened.window, patience, self._has_news)
+        answer = _Answer(outbox, anyio.CancelScope())
+        self._answers[opened.id] = answer
+        self._stats.streams_opened += 1
+        tasks.start_soon(self._answer, Stream(opened.request, outbox.put), answer)
+
+    async def _answer(self, stream: Stream[Any, Any], answer: _Answer) -> None:
+        with answer.scope:
+            try:
+                await self._serve(stream)
+            except Failure as failure:
+                stream.send(wire.Fault(failure.code, failure.detail, failure.retry_after_s))
+            except Exception:  # one request's bug must not end the other streams
+                logger.exception("a stream failed")
+                stream.send(wire.Fault(Code.INTERNAL, "an error here, which the log describes"))
+        answer.outbox.end()
+
+    def _has_news(self, number: int) -> None:
+        self._news[number] = None
+        self._wake.set()
+
+    async def _write(self, scope: anyio.CancelScope) -> None:
+        while True:
+            await self._wake.wait()
+            frame = self._encoder.encode(self._gather())
+            self._stats.frames_sent += 1
+            try:
+                await self._websocket.send_bytes(frame)
+            # RuntimeError: uvicorn's word for a connection that is closing but has not said so
+            except (WebSocketDisconnect, RuntimeError):
+                scope.cancel()
+                return
+
+    def _gather(self) -> list[Batch[Any]]:
+        batches = []
+        news, self._news = self._news, {}
+        for number in news:
+            answer = self._answers.get(number)
+            batch = answer and answer.outbox.batch()
+            if batch:
+                batches.append(batch)
+                if batch.ended:
+                    del self._answers[number]
+        return batches
+
+    async def _beat(self, scope: anyio.CancelScope) -> None:
+        while True:
+            await anyio.sleep(self._period_s)
+            if self._silence.lost():
+                self._warn("link lost", f"silent for {self._pace.silence_s:g} s")
+                scope.cancel()
+                return
+            for answer in self._answers.values():
+                if answer.outbox.stalled():
+                    detail = f"nothing was read for {self._pace.stall_s:g} s"
+                    answer.outbox.cut(wire.Fault(Code.ABORTED, detail))
+                    answer.scope.cancel()
+            self._wake.set()
+
+    def _warn(self, event: str, reason: str) -> None:
+        fields = {"client": str(self._websocket.client), "reason": reason}
+        logger.warning(event, extra={"fields": fields})

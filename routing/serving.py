@@ -1,0 +1,98 @@
+"""How every server process of the fleet listens, serves and stops. Knows nothing of the app."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import FrameType
+
+import uvicorn
+from starlette.types import ASGIApp
+
+logger = logging.getLogger(__name__)
+
+MAX_FRAME_BYTES = 64 * 2**20  # of one WebSocket message: a prompt of 128k ids takes 0.6 MB
+DRAIN_S = 2  # connections may close by themselves for this long after a signal
+STOP_S = 4.5  # after which a process that was told to stop is gone, whatever it still does
+
+
+def listening_socket(host: str, port: int, fd: int | None = None) -> socket.socket:
+    """The listening socket inherited as `fd`; without one, a new one on host and port (0: any)."""
+    if fd is not None:
+        return socket.socket(fileno=fd)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=2048)
+
+
+def address(listener: socket.socket) -> str:
+    """Where others reach the process that listens here, as http://host:port."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def server(app: ASGIApp) -> Server:
+    """A uvicorn server set up for links: large frames, no compression, logs left alone.
+
+    WebSocket pings are off: links have a heartbeat of their own, which also ends the streams of a
+    peer that is stopped with data still buffered for it.
+    """
+    return Server(
+        uvicorn.Config(
+            app,
+            loop="auto",  # uvloop where it is installed
+            http="httptools",
+            ws="websockets-sansio",
+            ws_max_size=MAX_FRAME_BYTES,
+            ws_per_message_deflate=False,
+            ws_ping_interval=None,
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # who may say where a client is from, the edge decides itself
+            lifespan="on",
+            timeout_graceful_shutdown=DRAIN_S,
+        )
+    )
+
+
+def serve_app(app: ASGIApp, *, host: str, port: int, fd: int | None = None) -> None:
+    """Serve `app` until SIGTERM or SIGINT, then stop it and return, within 5 s of the signal."""
+    server(app).run(sockets=[listening_socket(host, port, fd)])
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but a process that stopped as it was told to ends with exit code 0.
+
+    uvicorn raises the signal once more after stopping, which makes every stop look like a crash.
+    """
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        signals = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, self.handle_exit) for number in signals}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            deadline = threading.Timer(STOP_S, _give_up)
+            deadline.daemon = True
+            deadline.start()
+        super().handle_exit(sig, frame)
+
+
+def _give_up() -> None:
+    logger.error("stopping took more than %.1f s", STOP_S)
+    os._exit(1)
