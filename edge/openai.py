@@ -1,0 +1,165 @@
+"""OpenAI's chat completions, `POST /ai/v1/chat/completions`: its JSON in, its JSON and chunks out.
+
+Pure: bytes to `Ask`, `Piece` to bytes. Knows no HTTP, no model, no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from edge import envelope, options, sse
+from edge.ask import Ask, Broke, End, Piece, Text, TokenLogprob, Usage
+from edge.checks import BadField, Fields, read, required
+from edge.messages import messages
+from routing.errors import Code, Failure
+
+_MAX_TOP_LOGPROBS = 20
+
+# `error.code` where OpenAI has a name of its own for what happened.
+_ERROR_CODES = {
+    Code.UNKNOWN_MODEL: "model_not_found",
+    Code.UNAUTHENTICATED: "invalid_api_key",
+    Code.NO_CAPACITY: "rate_limit_exceeded",
+}
+
+
+def parse(body: bytes) -> Ask:
+    """What the client asks; raises Failure(BAD_INPUT) naming the field that is wrong."""
+    fields = read(body)
+    fields.need("model")
+    model = fields.text("model")
+    turns = messages(fields)
+    if turns is None:
+        raise BadField("/messages", required("", "messages"))
+    if not model:
+        raise BadField("/model", "Length of '/model' must be >= 1, got 0")
+    options.refuse_unsupported(fields)
+    stream_options = fields.fields("stream_options") or Fields({}, "/stream_options")
+    return Ask(
+        model=model,
+        messages=turns,
+        stream=fields.flag("stream") or False,
+        include_usage=stream_options.flag("include_usage") or False,
+        stops=options.stops(fields),
+        sampling=options.sampling(fields, options.OPENAI, _logprobs(fields)),
+    )
+
+
+class Answer:
+    """One request's answer as this API spells it.
+
+    `request_id` and `created` (Unix seconds) are repeated in every chunk of it.
+    """
+
+    def __init__(self, ask: Ask, *, request_id: str, created: int) -> None:
+        self._ask = ask
+        self._begun = False
+        self._head = {"id": f"chatcmpl-{request_id}", "created": created, "model": ask.model}
+
+    def frames(self, piece: Piece) -> bytes:
+        """The chunks that tell `piece`, b"" for none; the role goes ahead of the first.
+
+        `End` closes the stream with [DONE]. A broken answer ends in an error object, which
+        OpenAI's clients raise, and in no [DONE].
+        """
+        match piece:
+            case Text(text=text, logprobs=logprobs):
+                if not text and not logprobs:
+                    return b""
+                return self._role() + self._chunk({"content": text}, logprobs=logprobs)
+            case End(reason=reason, usage=used):
+                finish = self._role() + self._chunk({}, finish_reason=reason)
+                return finish + self._usage(used) + sse.DONE
+            case Broke(code=code, detail=detail):
+                return sse.event(_error(Failure(code, detail)))
+
+    def whole(self, texts: Iterable[Text], end: End) -> bytes:
+        """The JSON body of an answer that was not streamed."""
+        pieces = list(texts)
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": "".join(text.text for text in pieces)},
+            "logprobs": self._logprobs([one for text in pieces for one in text.logprobs]),
+            "finish_reason": end.reason,
+        }
+        answer = {"object": "chat.completion", "choices": [choice], "usage": _usage(end.usage)}
+        return msgspec.json.encode(self._head | answer)
+
+    def _role(self) -> bytes:
+        if self._begun:
+            return b""
+        self._begun = True
+        return self._chunk({"role": "assistant", "content": ""})
+
+    def _chunk(
+        self,
+        delta: dict[str, str],
+        *,
+        logprobs: Iterable[TokenLogprob] = (),
+        finish_reason: str | None = None,
+    ) -> bytes:
+        choice: dict[str, Any] = {"index": 0, "delta": delta}
+        if self._ask.sampling.logprobs is not None:
+            choice["logprobs"] = self._logprobs(logprobs)
+        choice["finish_reason"] = finish_reason
+        return sse.event(self._head | {"object": "chat.completion.chunk", "choices": [choice]})
+
+    def _usage(self, used: Usage) -> bytes:
+        """A chunk of its own, without choices; only where it was asked for."""
+        if not self._ask.include_usage:
+            return b""
+        last = {"object": "chat.completion.chunk", "choices": [], "usage": _usage(used)}
+        return sse.event(self._head | last)
+
+    def _logprobs(self, entries: Iterable[TokenLogprob]) -> dict[str, Any] | None:
+        if self._ask.sampling.logprobs is None:
+            return None
+        return {"content": [_entry(entry) for entry in entries], "refusal": None}
+
+
+def error(failure: Failure) -> bytes:
+    """The JSON body of a refusal; its status is `failure.code.meaning.status`."""
+    return msgspec.json.encode(_error(failure))
+
+
+def _error(failure: Failure) -> dict[str, Any]:
+    """OpenAI's error object and Cloudflare's envelope in one: clients look for either."""
+    pointer = failure.pointer if isinstance(failure, BadField) else ""
+    told = {
+        "message": envelope.message(failure),
+        "type": failure.code.meaning.openai_type,
+        "param": pointer.removeprefix("/").replace("/", ".") or None,
+        "code": _ERROR_CODES.get(failure.code, failure.code.value),
+    }
+    return {"error": told} | envelope.error_envelope(failure)
+
+
+def _usage(used: Usage) -> dict[str, Any]:
+    """As natively, but with the details always there, as OpenAI has them."""
+    details = {"prompt_tokens_details": {"cached_tokens": used.cached_tokens}}
+    return envelope.usage(used) | details
+
+
+def _entry(entry: TokenLogprob) -> dict[str, Any]:
+    top = [_token(text, logprob) for text, logprob in entry.top]
+    return _token(entry.text, entry.logprob) | {"top_logprobs": top}
+
+
+def _token(text: str, logprob: float) -> dict[str, Any]:
+    """A token's text and bytes: a part of a character is bytes, and no text of its own."""
+    spelled = text.encode("utf-8", "surrogateescape")
+    token = spelled.decode("utf-8", "replace")
+    return {"token": token, "logprob": logprob, "bytes": list(spelled)}
+
+
+def _logprobs(fields: Fields) -> int | None:
+    """How many of the likeliest tokens to give beside each chosen one; None: no logprobs."""
+    top = fields.integer("top_logprobs", 0, _MAX_TOP_LOGPROBS)
+    if fields.flag("logprobs"):
+        return top or 0
+    if top:
+        raise BadField("/top_logprobs", "'/top_logprobs' needs '/logprobs' to be true")
+    return None

@@ -1,0 +1,168 @@
+"""What may ride along with a prompt on either API: sampling, stop strings, features. Pure.
+
+Ranges are those of the published schemas (Workers AI's llama models; OpenAI's chat completions).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from edge.ask import SamplingAsk
+from edge.checks import BadField, Fields, as_number, mismatch
+
+_MAX_STOPS = 16
+_MAX_STOP_CHARS = 1000
+_MAX_BIASES = 1024
+_MAX_INT32 = 2**31 - 1
+_MAX_INT64 = 2**63 - 1
+_LEAST_REPETITION_PENALTY = 0.01  # logits are divided by it: smaller ones overflow
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    low: float
+    high: float
+    kind: Literal["integer", "number"] = "number"
+
+
+NATIVE: Mapping[str, Range] = {
+    "max_tokens": Range(1, _MAX_INT32, "integer"),
+    "temperature": Range(0, 5),
+    "top_p": Range(0, 2),
+    "top_k": Range(1, 50, "integer"),
+    "min_p": Range(0, 1),
+    "seed": Range(0, 9_999_999_999, "integer"),
+    "repetition_penalty": Range(0, 2),
+    "frequency_penalty": Range(0, 2),
+    "presence_penalty": Range(0, 2),
+}
+OPENAI: Mapping[str, Range] = {
+    **NATIVE,
+    "temperature": Range(0, 2),
+    "top_p": Range(0, 1),
+    "seed": Range(-_MAX_INT64 - 1, _MAX_INT64, "integer"),
+    "frequency_penalty": Range(-2, 2),
+    "presence_penalty": Range(-2, 2),
+}
+
+# Fields whose meaning this deployment cannot give: refused, for an answer that ignored them would
+# be wrong without saying so. Empty values mean nothing and pass.
+_UNSUPPORTED = {
+    "functions": "function calling is not supported by this deployment",
+    "lora": "LoRA adapters are not supported by this deployment",
+    "image": "images are not supported by this model",
+    "guided_json": "constrained output is not supported by this deployment",
+    "guided_regex": "constrained output is not supported by this deployment",
+    "guided_choice": "constrained output is not supported by this deployment",
+    "guided_grammar": "constrained output is not supported by this deployment",
+}
+
+
+def sampling(body: Fields, ranges: Mapping[str, Range], logprobs: int | None = None) -> SamplingAsk:
+    """Sampling as asked: None where nothing was said. Values that mean the same become the same."""
+    said: dict[str, Any] = {name: _ranged(body, name, ranges[name]) for name in ranges}
+    newer_name = _ranged(body, "max_completion_tokens", ranges["max_tokens"])
+    if newer_name is not None:
+        said["max_tokens"] = newer_name
+    if said["top_p"] is not None:
+        said["top_p"] = min(said["top_p"], 1.0)  # documented up to 2: all of them, like 1
+    if said["seed"] is not None:
+        said["seed"] %= 2**63
+    if said["repetition_penalty"] is not None:
+        said["repetition_penalty"] = _repetition(said["repetition_penalty"])
+    return SamplingAsk(**said, logit_bias=_logit_bias(body), logprobs=logprobs)
+
+
+def stops(body: Fields) -> tuple[str, ...]:
+    """Stop strings: one, or a list of at most 16, each of 1 to 1,000 characters."""
+    asked = body.value("stop")
+    if asked is None:
+        return ()
+    if isinstance(asked, str):
+        return (_stop(body.at("stop"), asked),)
+    if not isinstance(asked, list):
+        raise mismatch(body.at("stop"), asked, "string", "array")
+    if len(asked) > _MAX_STOPS:
+        says = f"'{body.at('stop')}' must have <= {_MAX_STOPS} items, got {len(asked)}"
+        raise BadField(body.at("stop"), says)
+    return tuple(_stop(f"{body.at('stop')}/{at}", stop) for at, stop in enumerate(asked))
+
+
+def refuse_unsupported(body: Fields) -> None:
+    """Refuse what would have to be ignored: tools, schemas, adapters, several choices."""
+    for name, why in _UNSUPPORTED.items():
+        if body.value(name):
+            raise BadField(body.at(name), f"'{body.at(name)}': {why}")
+    _refuse_tools(body)
+    _refuse_formats(body)
+    if body.integer("n", 1, 128) not in (None, 1):
+        raise BadField(body.at("n"), f"'{body.at('n')}': only one choice a request is supported")
+    options = body.fields("options")
+    if options is not None:
+        options.flag("rejectIfBusy")
+
+
+def _refuse_tools(body: Fields) -> None:
+    """`tools` that may not be called ask for nothing; neither does a choice without any."""
+    tools = body.array("tools") or ()
+    choice = body.value("tool_choice")
+    if choice is not None and not isinstance(choice, str | dict):
+        raise mismatch(body.at("tool_choice"), choice, "string", "object")
+    if tools and choice != "none":
+        raise BadField(body.at("tools"), f"'{body.at('tools')}': {_UNSUPPORTED['functions']}")
+    if not tools and choice not in (None, "none", "auto"):
+        says = f"'{body.at('tool_choice')}' needs '{body.at('tools')}'"
+        raise BadField(body.at("tool_choice"), says)
+
+
+def _refuse_formats(body: Fields) -> None:
+    form = body.fields("response_format")
+    if form is None or form.text("type") == "text":
+        return
+    form.need("type")
+    raise BadField(
+        form.at("type"), f"'{form.at('type')}': only 'text' is supported by this deployment"
+    )
+
+
+def _ranged(body: Fields, name: str, allowed: Range) -> float | None:
+    if allowed.kind == "integer":
+        return body.integer(name, int(allowed.low), int(allowed.high))
+    return body.number(name, allowed.low, allowed.high)
+
+
+def _repetition(penalty: float) -> float:
+    """0 is documented as least and can only mean none: logits are divided by the penalty."""
+    return max(penalty, _LEAST_REPETITION_PENALTY) if penalty else 1.0
+
+
+def _stop(pointer: str, stop: Any) -> str:
+    if not isinstance(stop, str):
+        raise mismatch(pointer, stop, "string")
+    if not 1 <= len(stop) <= _MAX_STOP_CHARS:
+        says = f"Length of '{pointer}' must be 1 to {_MAX_STOP_CHARS}, got {len(stop)}"
+        raise BadField(pointer, says)
+    return stop
+
+
+def _logit_bias(body: Fields) -> tuple[tuple[int, float], ...]:
+    """{"token id": bias}; whether the model has such a token is the tokenizer's to say."""
+    biases = body.fields("logit_bias")
+    if biases is None:
+        return ()
+    entries: Sequence[tuple[str, Any]] = biases.items()
+    if len(entries) > _MAX_BIASES:
+        says = f"'{biases.at()}' must have <= {_MAX_BIASES} members, got {len(entries)}"
+        raise BadField(biases.at(), says)
+    return tuple(
+        (_token_id(biases, name), as_number(biases.at(name), bias, -100, 100))
+        for name, bias in entries
+    )
+
+
+def _token_id(biases: Fields, name: str) -> int:
+    if name.isascii() and name.isdigit() and len(name) <= len(str(_MAX_INT32)):
+        return int(name)
+    raise BadField(biases.at(name), f"'{biases.at(name)}' is not a token id")
