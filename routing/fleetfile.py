@@ -10,17 +10,16 @@ An operator writes a `FleetFile`; the launcher resolves it into the regions that
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta, Struct
 
-from routing.region import Place, Region
+from routing.region import Place
 
 Device = Literal["auto", "cpu", "cuda"]
 DEVICES: tuple[str, ...] = get_args(Device)
@@ -41,13 +40,18 @@ class FleetRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class EdgeRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The edge worker. None: its own default."""
 
+    # for the launcher
     host: str = "127.0.0.1"  # only the edge may listen beyond loopback
     port: Port = 8787
+    # passed on: EDGE_READS
     trusted_proxies: tuple[str, ...] = ()  # networks whose forwarding headers count
     geo_db: str | None = None  # an .mmdb file: client address to place
     budget_s: Annotated[float, Meta(gt=0)] | None = None  # for one whole request
     max_output_tokens: Annotated[int, Meta(ge=1)] | None = None  # when the client names none
     body_limit_bytes: Annotated[int, Meta(ge=1)] | None = None
+
+
+EDGE_READS = tuple(name for name in EdgeRow.__struct_fields__ if name not in {"host", "port"})
 
 
 class WorkerRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -95,41 +99,34 @@ def known_places() -> dict[str, KnownPlace]:
 
 def read_fleet(path: Path) -> FleetFile:
     """The fleet that `path` describes. FleetFileError names the row and field at fault."""
-    fleet = _read(path, FleetFile)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as exc:
+        raise FleetFileError(f"{path}: cannot be read: {exc}") from exc
+    except tomllib.TOMLDecodeError as exc:
+        raise FleetFileError(f"{path}: not TOML: {exc}") from exc
+    try:
+        fleet = msgspec.convert(table, FleetFile)
+    except msgspec.ValidationError as exc:
+        raise FleetFileError(f"{path}: {_in_words(str(exc), table)}") from exc
     if problem := _problem(fleet):
         raise FleetFileError(f"{path}: {problem}")
     return fleet
 
 
-class _ResolvedRow(Struct, frozen=True, kw_only=True):
-    """A region as an edge needs it. What else its row says is for others."""
-
-    name: Name
-    latitude: Annotated[float, Meta(ge=-90, le=90)]
-    longitude: Annotated[float, Meta(ge=-180, le=180)]
-    url: Annotated[str, Meta(pattern="^https?://")]
-
-
-class _ResolvedFile(Struct, frozen=True, kw_only=True):
-    regions: Annotated[tuple[_ResolvedRow, ...], Meta(min_length=1)] = msgspec.field(name="region")
-
-
-def read_regions(path: Path) -> tuple[Region, ...]:
-    """The regions of a resolved fleet file: `[[region]]` rows with coordinates and a url."""
-    return tuple(
-        Region(name=row.name, url=row.url, place=Place(row.latitude, row.longitude))
-        for row in _read(path, _ResolvedFile).regions
-    )
-
-
-def resolved(regions: Iterable[Region]) -> str:
-    """The text that `read_regions` reads."""
-    rows = (
-        f"[[region]]\nname = {json.dumps(region.name)}\nlatitude = {region.place.latitude}\n"
-        f"longitude = {region.place.longitude}\nurl = {json.dumps(region.url)}\n"
-        for region in regions
-    )
-    return "\n".join(rows)
+def resolved(fleet: FleetFile, urls: Mapping[str, str]) -> bytes:
+    """The JSON that an edge reads: its own table, and where each region is. `urls`: by name."""
+    rows = [
+        {
+            "name": region.name,
+            "url": urls[region.name],
+            **msgspec.to_builtins(place_of(region)),
+        }
+        for region in fleet.regions
+    ]
+    edge = msgspec.to_builtins(fleet.edge)
+    told = {name: edge[name] for name in EDGE_READS if edge[name] is not None}
+    return msgspec.json.format(msgspec.json.encode({"edge": told, "region": rows}))
 
 
 def place_of(region: RegionRow) -> Place:
@@ -159,22 +156,6 @@ def _problem(fleet: FleetFile) -> str | None:
             lacks = "decode" if "prefill" in roles else "prefill"
             return f"{row}: worker: none has role {lacks} or both, so no request could end"
     return None
-
-
-T = TypeVar("T")
-
-
-def _read(path: Path, shape: type[T]) -> T:
-    try:
-        table = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError) as exc:
-        raise FleetFileError(f"{path}: cannot be read: {exc}") from exc
-    except tomllib.TOMLDecodeError as exc:
-        raise FleetFileError(f"{path}: not TOML: {exc}") from exc
-    try:
-        return msgspec.convert(table, shape)
-    except msgspec.ValidationError as exc:
-        raise FleetFileError(f"{path}: {_in_words(str(exc), table)}") from exc
 
 
 _STEP = re.compile(r"\.?([A-Za-z_]+)|\[(\d+)\]")

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 MAX_FRAME_BYTES = 64 * 2**20  # of one WebSocket message: a prompt of 128k ids takes 0.6 MB
 DRAIN_S = 2  # connections may close by themselves for this long after a signal
+PARENT_CHECK_S = 0.5
 STOP_S = 4.5  # after which a process that was told to stop is gone, whatever it still does
 
 
@@ -62,7 +64,12 @@ def server(app: ASGIApp) -> Server:
 
 
 def serve_app(app: ASGIApp, *, host: str, port: int, fd: int | None = None) -> None:
-    """Serve `app` until SIGTERM or SIGINT, then stop it and return, within 5 s of the signal."""
+    """Serve `app` until SIGTERM or SIGINT, then stop it and return, within 5 s of the signal.
+
+    A process that was given its socket also stops when the process that gave it is gone.
+    """
+    if fd is not None:
+        threading.Thread(target=_stop_with, args=(os.getppid(),), daemon=True).start()
     server(app).run(sockets=[listening_socket(host, port, fd)])
 
 
@@ -91,6 +98,14 @@ class Server(uvicorn.Server):
             deadline.daemon = True
             deadline.start()
         super().handle_exit(sig, frame)
+
+
+def _stop_with(parent: int) -> None:
+    """Be told to stop as soon as `parent` is gone: killed, it can tell nobody any more."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_S)
+    logger.warning("the process that started this one is gone")
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _give_up() -> None:

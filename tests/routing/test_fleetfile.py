@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 
+import edge.settings as edge_settings
 from routing.fleetfile import (
     DATA,
+    EDGE_READS,
     FleetFileError,
     known_places,
     place_of,
     read_fleet,
-    read_regions,
     resolved,
 )
-from routing.region import Place, Region
+from routing.region import Place
 
 HEAD = '[fleet]\nmodel = "m"\n'
 BOTH = '[[region.worker]]\nrole = "both"\n'
@@ -94,15 +95,17 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_an_edge_reads_what_the_launcher_resolved(tmp_path: Path) -> None:
-    regions = (
-        Region(name="weur", url="http://127.0.0.1:1", place=Place(52.37, 4.9)),
-        Region(name="enam", url="http://127.0.0.1:2", place=Place(39.0, -77.49)),
-    )
-    path = tmp_path / "resolved.toml"
-    path.write_text(resolved(regions))
-    assert read_regions(path) == regions
+    path = tmp_path / "fleet.toml"
+    edge = "[edge]\nport = 1\nbudget_s = 5.0\n"
+    path.write_text(f'{HEAD}{edge}[[region]]\nname = "weur"\n{BOTH}')
+    given = tmp_path / "resolved.json"
+    given.write_bytes(resolved(read_fleet(path), {"weur": "http://127.0.0.1:9"}))
+    seen = edge_settings.read_fleet(given)
+    (region,) = seen.regions
+    assert (region.name, region.url) == ("weur", "http://127.0.0.1:9")
+    assert region.place == place_of(read_fleet(path).regions[0])
+    assert seen.edge.budget_s == 5.0
 
 
-def test_a_region_without_url_is_no_region_for_an_edge() -> None:
-    with pytest.raises(FleetFileError, match=r"region 1 \(weur\): object missing required field"):
-        read_regions(DATA / "fleet.toml")
+def test_what_the_launcher_passes_on_is_what_an_edge_reads() -> None:
+    assert set(EDGE_READS) == set(edge_settings.EdgeTable.__struct_fields__)
