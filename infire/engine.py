@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import monotonic
 
+from infire.admission import Refusal
 from infire.notes import (
     Adopted,
     Answer,
@@ -19,7 +20,7 @@ from infire.notes import (
 )
 from infire.plan import Runner
 from infire.request import Sequence, Step
-from infire.scheduler import Adoption, Refusal, Scheduler
+from infire.scheduler import Adoption, Scheduler
 
 
 class Engine:

