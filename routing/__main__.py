@@ -1,0 +1,106 @@
+"""The `fleet` command: start a fleet on this machine, pull a model, see how each process is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import anyio
+import msgspec
+import typer
+from rich.console import Console
+
+from routing.catalogue import load_catalogue
+from routing.fleetfile import Device, FleetFileError, read_fleet
+from routing.launch import INTERRUPTED, CannotLaunch, Launch, UpSettings, choose_fleet, prepare
+from routing.paths import paths
+from routing.preflight import free_memory_bytes, usable_cores
+from routing.pull import pull_model
+from routing.runs import NoFleet, running_fleet
+from routing.screen import Screen
+from routing.status import status_of, table_of
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+screen = Screen()
+
+StateDir = Annotated[Path | None, typer.Option("--state", help="Where runs are kept.")]
+
+
+@app.command()
+def up(
+    fleet: Annotated[Path | None, typer.Option(help="A fleet file; see routing/data.")] = None,
+    device: Annotated[Device, typer.Option(help="auto: a GPU that works, else the CPU.")] = "auto",
+    model_dir: Annotated[Path | None, typer.Option(help="A folder, instead of pulling.")] = None,
+    *,
+    once: Annotated[bool, typer.Option("--once", help="Stop after the first answer.")] = False,
+    first_run: Annotated[bool, typer.Option(help="Ask one question when all is ready.")] = True,
+) -> None:
+    """Start a fleet, show a first streamed answer, stay up until Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the fleet runs, as ^C
+    path, said = choose_fleet(fleet, free_memory_bytes())
+    if said:
+        screen.say(said)
+    settings = UpSettings(
+        paths=paths(os.environ),
+        environ=os.environ,
+        device=device,
+        once=once,
+        first_run=first_run,
+        cores=usable_cores(),
+    )
+    try:
+        layout = read_fleet(path)
+        folder = model_dir or _pull(layout.fleet.model)
+        prepared = prepare(settings, layout, folder, screen.say)
+        code = anyio.run(Launch(settings, prepared, screen).run)
+    except (FleetFileError, CannotLaunch) as exc:
+        _fail(str(exc))
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    sys.exit(code)
+
+
+@app.command()
+def pull(model: Annotated[str, typer.Argument(help="As in routing/data/models.toml.")]) -> None:
+    """Fetch a model of the catalogue, unless it is here. Prints its folder."""
+    screen.result(str(_pull(model)))
+
+
+@app.command()
+def status(
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    state: StateDir = None,
+) -> None:
+    """How every process of the running fleet is, as it says itself."""
+    try:
+        seen = anyio.run(status_of, running_fleet(state or paths(os.environ).state))
+    except NoFleet as exc:
+        _fail(f"{exc}\nStart one: fleet up")
+    if as_json:
+        screen.result(msgspec.json.format(msgspec.json.encode(seen)).decode())
+    else:
+        Console().print(table_of(seen.processes))
+
+
+def _pull(model: str) -> Path:
+    row = load_catalogue().get(model)
+    if row is None:
+        _fail(f"{model}: no such model in the catalogue")
+    return pull_model(row, paths(os.environ).cache)
+
+
+def _fail(why: str) -> NoReturn:
+    screen.complain(why)
+    sys.exit(1)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

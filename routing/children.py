@@ -1,0 +1,212 @@
+"""The server processes of a fleet: started, watched, started again when they die, stopped together.
+
+Their listening sockets are bound here and inherited, so no port is lost between two lives of a
+process, and nobody else can take it. Knows nothing of what the processes serve, but `GET /ready`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import httpx2
+from anyio.abc import Process
+
+from routing.region import Role
+
+BACKLOG = 2048
+POLL_S = 0.1
+POLL_TIMEOUT_S = 1.0
+TERM_S = 4.0  # what a process has between SIGTERM and SIGKILL
+KILL_S = 0.8
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0  # before a process is started again
+LONG_LIFE_S = 60.0  # after which a death is not one of a series
+TAIL_LINES = 15
+
+
+class DiedStarting(Exception):
+    """A process ended, or stayed unready, while the fleet was starting."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One process to keep running. `words` lack only `--fd N`."""
+
+    name: str
+    region: str
+    role: Role
+    words: Sequence[str]
+    listener: socket.socket
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return url_of(self.listener)
+
+
+class Child:
+    """One command, and the process that runs it now."""
+
+    def __init__(self, command: Command, process: Process, started: float) -> None:
+        self.command = command
+        self.process = process
+        self.started = started
+
+
+class Children:
+    """Owner of the processes. `say` gets a line of news, `changed` is called when a pid changes."""
+
+    def __init__(
+        self,
+        commands: Sequence[Command],
+        environ: Mapping[str, str],
+        *,
+        say: Callable[[str], None],
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._commands = commands
+        self._environ = environ
+        self._say = say
+        self._changed = changed
+        self._children: list[Child] = []
+
+    def __iter__(self) -> Iterator[Child]:
+        return iter(self._children)
+
+    async def start(self) -> None:
+        for command in self._commands:
+            process = await self._spawn(command)
+            self._children.append(Child(command, process, anyio.current_time()))
+
+    async def wait_ready(self, on_ready: Callable[[str], None], *, within_s: float) -> None:
+        """Until every process answers `GET /ready` with 200; DiedStarting when one never will."""
+        ready: set[str] = set()
+        obituaries: list[str] = []
+
+        async def follow(child: Child) -> None:
+            name = child.command.name
+            while len(ready) < len(self._children):
+                if child.process.returncode is not None:
+                    obituaries.append(_obituary(child))
+                    tasks.cancel_scope.cancel()
+                if name not in ready and await _is_ready(client, child):
+                    ready.add(name)
+                    on_ready(name)
+                await anyio.sleep(POLL_S)
+
+        async with httpx2.AsyncClient(timeout=POLL_TIMEOUT_S, trust_env=False) as client:
+            with anyio.move_on_after(within_s):
+                async with anyio.create_task_group() as tasks:
+                    for child in self._children:
+                        tasks.start_soon(follow, child)
+        if obituaries:
+            raise DiedStarting(obituaries[0])
+        late = [child.command.name for child in self if child.command.name not in ready]
+        if late:
+            raise DiedStarting(f"not ready within {within_s:.0f} s: {', '.join(late)}")
+
+    async def keep(self) -> None:
+        """Start every process that dies again, until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            for child in self._children:
+                tasks.start_soon(self._keep, child)
+
+    async def stop(self) -> None:
+        """End every process and what it started: asked first, after 4 s made to."""
+        with anyio.CancelScope(shield=True):
+            for child in self._children:
+                with suppress(ProcessLookupError):
+                    child.process.terminate()
+            await self._wait_all(TERM_S)
+            # Also those that left something behind in their group, as an engine.
+            for child in self._children:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(child.process.pid, signal.SIGKILL)
+            await self._wait_all(KILL_S)
+
+    async def _spawn(self, command: Command) -> Process:
+        """Start it in a session of its own: ^C at the terminal is for the launcher alone."""
+        fd = command.listener.fileno()
+        with command.log.open("ab") as log:
+            return await anyio.open_process(
+                [*command.words, "--fd", str(fd)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environ,
+                pass_fds=(fd,),
+                start_new_session=True,
+            )
+
+    async def _keep(self, child: Child) -> None:
+        pause_s = FIRST_PAUSE_S
+        while True:
+            code = await child.process.wait()
+            if anyio.current_time() - child.started > LONG_LIFE_S:
+                pause_s = FIRST_PAUSE_S
+            name = child.command.name
+            self._say(f"{name} died ({_how(code)}); starting it again in {pause_s:g} s")
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.process.pid, signal.SIGKILL)
+            await anyio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            with anyio.CancelScope(shield=True):  # else a process could start and nobody know it
+                child.process = await self._spawn(child.command)
+            child.started = anyio.current_time()
+            self._changed()
+
+    async def _wait_all(self, within_s: float) -> None:
+        with anyio.move_on_after(within_s):
+            for child in self._children:
+                await child.process.wait()
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where this machine reaches the process that listens here."""
+    host, port = listener.getsockname()[:2]
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{here}]:{port}" if ":" in here else f"http://{here}:{port}"
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket, on a free port where `port` is taken or not allowed.
+
+    It listens at once: of two sockets that are bound only, both may get the same port. Who calls
+    before the process is up waits in the backlog.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as exc:
+        if exc.errno not in {errno.EADDRINUSE, errno.EACCES}:
+            raise
+        return socket.create_server((host, 0), family=family, backlog=BACKLOG)
+
+
+async def _is_ready(client: httpx2.AsyncClient, child: Child) -> bool:
+    try:
+        answer = await client.get(f"{child.command.url}/ready")
+    except httpx2.TransportError:
+        return False
+    return answer.status_code == 200
+
+
+def _how(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+
+
+def _obituary(child: Child) -> str:
+    """How a process ended, with the last it wrote."""
+    code = child.process.returncode
+    assert code is not None
+    lines = child.command.log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+    said = "\n".join(f"    {line}" for line in lines) or "    (it wrote nothing)"
+    return f"{child.command.name} ended while starting ({_how(code)}). {child.command.log}:\n{said}"

@@ -1,0 +1,217 @@
+"""`fleet up`: from a fleet file to running processes on this machine, and back to none.
+
+Knows the order of things. Which processes there are says `layout`, how they live `children`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import anyio
+import msgspec
+
+from routing.children import Children, Command, DiedStarting
+from routing.firstrun import Caller, FirstRunFailed, body, curl_line, first_run
+from routing.fleetfile import DATA, Device, FleetFile
+from routing.layout import Ground, lay_out
+from routing.paths import Paths
+from routing.preflight import GB, LEAST_MEMORY_BYTES, SMALL_MEMORY_BYTES
+from routing.runs import RunningFleet, RunningProcess, new_run, say_running, say_stopped
+from routing.screen import Screen
+from routing.secret import make_secret
+
+READY_WITHIN_S = 900.0  # loading a large model from a slow disk
+ACCOUNT = "demo"
+FAILED, INTERRUPTED = 1, 130  # 130: what a shell says of a program ended by ^C
+
+# Engines of several workers share the cores: one that has nothing to do must not spin for work,
+# which OpenMP's threads do by default after every step. What the user sets wins.
+IDLE_QUIETLY = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "0"}
+
+
+class CannotLaunch(Exception):
+    """Why there will be no fleet, in words for the person who asked for one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpSettings:
+    paths: Paths
+    environ: Mapping[str, str]  # what the processes inherit
+    device: Device = "auto"
+    once: bool = False  # stop after the first answer
+    first_run: bool = True
+    cores: int = 1
+
+    @property
+    def keys_dir(self) -> Path:
+        return self.paths.config / "keys"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A run about to start: nothing is left that could be missing."""
+
+    folder: Path
+    secret_file: Path
+    model: str
+    commands: list[Command]  # the edge first
+    caller: Caller
+
+
+def choose_fleet(asked: Path | None, free_memory_bytes: int | None) -> tuple[Path, str | None]:
+    """The fleet file to use, and what to say of the choice."""
+    if asked is not None:
+        return asked, None
+    if free_memory_bytes is None or free_memory_bytes >= SMALL_MEMORY_BYTES:
+        return DATA / "fleet.toml", None
+    free, want = free_memory_bytes / GB, SMALL_MEMORY_BYTES / GB
+    said = f"{free:.1f} GB of memory free, under {want:.0f}: one worker instead of two regions"
+    if free_memory_bytes < LEAST_MEMORY_BYTES:
+        said += ", and even that may swap"
+    return DATA / "single.toml", f"{said} (routing/data/single.toml)"
+
+
+def prepare(
+    settings: UpSettings, fleet: FleetFile, model_dir: Path, say: Callable[[str], None]
+) -> Prepared:
+    """Everything short of starting: folder, secret, key, sockets, command lines."""
+    folder = new_run(settings.paths.state)
+    ground = Ground(
+        folder=folder,
+        keys_dir=settings.keys_dir,
+        cache_dir=settings.paths.cache,
+        model_dir=model_dir,
+        device=settings.device,
+        cores=settings.cores,
+        say=say,
+    )
+    make_secret(ground.secret_file)
+    key = create_key(settings.keys_dir, settings.environ, ACCOUNT)
+    try:
+        commands = lay_out(fleet, ground)
+    except OSError as exc:
+        raise CannotLaunch(f"no socket to listen on: {exc}") from exc
+    model = fleet.fleet.model
+    caller = Caller(edge_url=commands[0].url, account=ACCOUNT, key=key, model=model)
+    return Prepared(
+        folder=folder,
+        secret_file=ground.secret_file,
+        model=model,
+        commands=commands,
+        caller=caller,
+    )
+
+
+def create_key(keys_dir: Path, environ: Mapping[str, str], account: str) -> str:
+    """A new key for the account, as `edge key create` prints it on its last line."""
+    words = [sys.executable, "-m", "edge", "key", "create", "--account", account]
+    done = subprocess.run(
+        [*words, "--keys-dir", str(keys_dir)],
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = done.stdout.split()
+    if done.returncode or not lines:
+        raise CannotLaunch(f"edge key create failed:\n{done.stderr.strip()}")
+    return lines[-1]
+
+
+class Launch:
+    """One run of a fleet, from its first process to its last."""
+
+    def __init__(self, settings: UpSettings, prepared: Prepared, screen: Screen) -> None:
+        self._settings = settings
+        self._prepared = prepared
+        self._screen = screen
+        self._children = Children(
+            prepared.commands,
+            {**IDLE_QUIETLY, **settings.environ},
+            say=screen.say,
+            changed=self._note,
+        )
+        self._code = INTERRUPTED
+
+    async def run(self) -> int:
+        """Start, show the first answer, stay until told to stop, stop. The exit code."""
+        told = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        with anyio.open_signal_receiver(*told) as signals:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_cancel_when_told, signals, tasks.cancel_scope)
+                try:
+                    await self._live()
+                except (DiedStarting, FirstRunFailed) as exc:
+                    self._screen.complain(str(exc))
+                    self._code = FAILED
+                finally:
+                    await self._children.stop()
+                    say_stopped(self._prepared.folder)
+                tasks.cancel_scope.cancel()
+        return self._code
+
+    async def _live(self) -> None:
+        ready = self._prepared
+        await self._children.start()
+        self._note()
+        names = [command.name for command in ready.commands]
+        self._screen.say(f"Starting {len(names)} processes; logs in {ready.folder / 'logs'}")
+        with self._screen.starting(names) as on_ready:
+            await self._children.wait_ready(on_ready, within_s=READY_WITHIN_S)
+        self._screen.result(f"Edge: {ready.caller.edge_url}")
+        if self._settings.first_run:
+            await self._show_first_run()
+        self._code = 0
+        if not self._settings.once:
+            self._say_how_to_call()
+            await self._children.keep()
+
+    async def _show_first_run(self) -> None:
+        asked = msgspec.json.encode(body(stream=True)).decode()
+        self._screen.result(f'\nrun("{self._prepared.model}", {asked})\n')
+        outcome = await first_run(self._prepared.caller, partial(self._screen.result, end=""))
+        self._screen.result("\n")
+        for line in outcome.lines():
+            self._screen.result(line)
+
+    def _say_how_to_call(self) -> None:
+        caller = self._prepared.caller
+        self._screen.result(f"\n{curl_line(caller)}\n\ntoken: {caller.key}")
+        self._screen.say("Running until Ctrl-C. In another terminal: .venv/bin/fleet status")
+
+    def _note(self) -> None:
+        """Write down what runs, for `fleet status` and whoever else asks."""
+        ready = self._prepared
+        fleet = RunningFleet(
+            run=ready.folder.name,
+            launcher=os.getpid(),
+            model=ready.model,
+            secret_file=str(ready.secret_file),
+            keys_dir=str(self._settings.keys_dir),
+            logs=str(ready.folder / "logs"),
+            processes=tuple(
+                RunningProcess(
+                    name=child.command.name,
+                    region=child.command.region,
+                    role=child.command.role,
+                    pid=child.process.pid,
+                    url=child.command.url,
+                )
+                for child in self._children
+            ),
+        )
+        say_running(ready.folder, fleet)
+
+
+async def _cancel_when_told(
+    signals: AsyncIterator[signal.Signals], scope: anyio.CancelScope
+) -> None:
+    async for _ in signals:
+        scope.cancel()

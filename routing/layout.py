@@ -1,0 +1,113 @@
+"""Which processes a fleet is, with their command lines and listening sockets. Starts none of them.
+
+The flags are those of `python -m edge serve`, `python -m origin_gpu front` and `... worker`.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from routing.children import Command, bind
+from routing.fleetfile import Device, FleetFile, RegionRow, WorkerRow, resolved
+from routing.region import Role
+
+LOOPBACK = "127.0.0.1"
+# Passed on as they are where a fleet file names them; else the worker's own default holds.
+WORKER_FLAGS = ("dtype", "kv_tokens", "max_step_tokens", "max_running", "max_waiting", "lease_s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """What every process of one run is told."""
+
+    folder: Path  # of the run
+    keys_dir: Path
+    cache_dir: Path
+    model_dir: Path
+    device: Device
+    cores: int
+    say: Callable[[str], None]  # takes a line of news
+
+    @property
+    def secret_file(self) -> Path:
+        return self.folder / "secret"
+
+    @property
+    def edge_file(self) -> Path:
+        """The resolved fleet, as the edge reads it."""
+        return self.folder / "edge.json"
+
+    def command(
+        self, name: str, region: str, role: Role, listener: socket.socket, words: Sequence[str]
+    ) -> Command:
+        return Command(
+            name=name,
+            region=region,
+            role=role,
+            words=(
+                *(sys.executable, "-m", *words, "--name", name),
+                *("--secret-file", str(self.secret_file)),
+            ),
+            listener=listener,
+            log=self.folder / "logs" / f"{name}.log",
+        )
+
+
+def lay_out(fleet: FleetFile, ground: Ground) -> list[Command]:
+    """Every process of the fleet, the edge first; writes the fleet file that the edge reads."""
+    at = _listen(fleet.edge.host, fleet.edge.port, "the edge", ground.say)
+    words = ["edge", "serve", "--fleet", str(ground.edge_file)]
+    words += ["--keys-dir", str(ground.keys_dir), "--cache-dir", str(ground.cache_dir)]
+    commands = [ground.command("edge-0", "", "edge", at, words)]
+    fronts: dict[str, str] = {}
+    for region in fleet.regions:
+        workers = list(_workers(region, fleet.fleet.model, ground))
+        front = _front(region, workers, ground)
+        fronts[region.name] = front.url
+        commands += [front, *workers]
+    ground.edge_file.write_bytes(resolved(fleet, fronts))
+    return commands
+
+
+def _front(region: RegionRow, workers: Sequence[Command], ground: Ground) -> Command:
+    name = f"{region.name}-front"
+    words = ["origin_gpu", "front", "--region", region.name]
+    for worker in workers:
+        words += ["--worker", f"{worker.name}={worker.role}@{worker.url}"]
+    at = _listen(LOOPBACK, region.port, name, ground.say)
+    return ground.command(name, region.name, "front", at, words)
+
+
+def _workers(region: RegionRow, model: str, ground: Ground) -> Iterator[Command]:
+    numbers: Counter[str] = Counter()
+    for row in region.workers:
+        words = ["origin_gpu", "worker", "--region", region.name, "--role", row.role]
+        words += ["--model", model, *_worker_flags(row, ground)]
+        for _ in range(row.count):
+            name = f"{region.name}-{row.role}-{numbers[row.role]}"
+            numbers[row.role] += 1
+            yield ground.command(name, region.name, row.role, bind(LOOPBACK, 0), words)
+
+
+def _worker_flags(row: WorkerRow, ground: Ground) -> list[str]:
+    words = ["--model-dir", str(ground.model_dir), "--device", row.device or ground.device]
+    words += ["--threads", str(row.threads or ground.cores)]
+    for name in WORKER_FLAGS:
+        value = getattr(row, name)
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return words
+
+
+def _listen(host: str, port: int, name: str, say: Callable[[str], None]) -> socket.socket:
+    """A socket on `port`, or on a free one, which is said."""
+    listener = bind(host, port)
+    taken = listener.getsockname()[1]
+    if port and taken != port:
+        say(f"Port {port} is in use: {name} listens on {taken}")
+    return listener

@@ -1,0 +1,90 @@
+"""Runs of a fleet on this machine: a folder each, and which one is running now.
+
+state/run/ID/   fleet.json (what is running), edge.json (what the edge reads), secret, logs/
+state/run/latest    ID of the run that is up, gone after a clean stop
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from routing.region import Role
+
+FILE = "fleet.json"
+
+
+class RunningProcess(Struct, frozen=True, kw_only=True):
+    name: str
+    region: str  # empty for an edge
+    role: Role
+    pid: int
+    url: str
+
+
+class RunningFleet(Struct, frozen=True, kw_only=True):
+    """What `fleet up` started: enough to ask every process how it is."""
+
+    run: str
+    launcher: int  # process id
+    model: str
+    secret_file: str
+    keys_dir: str
+    logs: str
+    processes: tuple[RunningProcess, ...]  # the edge first
+
+    @property
+    def edge(self) -> RunningProcess:
+        return next(process for process in self.processes if process.role == "edge")
+
+
+class NoFleet(Exception):
+    """No fleet is running here."""
+
+
+def new_run(state: Path) -> Path:
+    """An empty folder for one run, for its owner alone."""
+    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    folder = state / "run" / f"{now}-{secrets.token_hex(2)}"
+    (folder / "logs").mkdir(parents=True)
+    folder.chmod(0o700)
+    return folder
+
+
+def say_running(folder: Path, fleet: RunningFleet) -> None:
+    """Write what runs, and make this run the latest."""
+    _replace(folder / FILE, msgspec.json.format(msgspec.json.encode(fleet)))
+    _replace(folder.parent / "latest", folder.name.encode())
+
+
+def say_stopped(folder: Path) -> None:
+    """No longer the latest, unless another run has become it since."""
+    latest = folder.parent / "latest"
+    with suppress(FileNotFoundError):
+        if latest.read_text() == folder.name:
+            latest.unlink()
+
+
+def running_fleet(state: Path) -> RunningFleet:
+    """The latest run's. NoFleet after a clean stop, or when there never was one."""
+    try:
+        run = (state / "run" / "latest").read_text()
+        encoded = (state / "run" / run / FILE).read_bytes()
+    except FileNotFoundError as exc:
+        raise NoFleet(f"no fleet is running (looked in {state / 'run'})") from exc
+    return msgspec.json.decode(encoded, type=RunningFleet)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Readers see the old file or the new one, never half of either."""
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+    Path(draft).replace(path)

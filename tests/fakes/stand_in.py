@@ -1,0 +1,59 @@
+"""A server process that stands in for any of a fleet's, for tests of the launcher.
+
+It is ready at once, and answers a run with the words of ANSWER, one a chunk. Run as a program:
+    stand_in.py [dies | never-ready | stubborn | leaves-a-child] ... --fd N
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from routing.serving import serve_app
+
+ANSWER = ("It", " scatters", " light", ".")
+USAGE = '{"prompt_tokens":7,"completion_tokens":4,"total_tokens":11}'
+
+
+async def ready(_: Request) -> Response:
+    return PlainTextResponse("no", 503) if "never-ready" in sys.argv else PlainTextResponse("yes")
+
+
+async def run(request: Request) -> Response:
+    if request.headers.get("authorization") != "Bearer a-key":
+        return JSONResponse({"errors": [{"code": 10000}]}, 401)
+
+    async def events() -> AsyncIterator[str]:
+        for word in ANSWER:
+            yield f'data: {{"response":"{word}"}}\n\n'
+        yield f'data: {{"response":"","usage":{USAGE}}}\n\n'
+        if "truncates" not in sys.argv:
+            yield "data: [DONE]\n\n"
+
+    headers = {"x-served-by": "weur"}
+    return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+
+
+def main() -> None:
+    if "dies" in sys.argv:
+        sys.exit("no weights here")
+    if "leaves-a-child" in sys.argv:
+        child = subprocess.Popen(["sleep", "1000"])
+        print(f"child {child.pid}", flush=True)
+    app = Starlette(
+        routes=[Route("/ready", ready), Route("/client/{rest:path}", run, methods=["POST"])]
+    )
+    if "stubborn" in sys.argv:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    serve_app(app, host="127.0.0.1", port=0, fd=int(sys.argv[sys.argv.index("--fd") + 1]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""The processes of a fleet, with stand-ins for its servers: started, kept, and none left over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import httpx2
+import psutil
+import pytest
+
+import routing.children
+from routing.children import Children, Command, DiedStarting, bind, url_of
+from tests.fakes.stand_in_fleet import stand_in
+
+pytestmark = pytest.mark.system
+PATIENCE_S = 60.0  # on a busy machine; nothing here waits so long when it goes well
+
+
+class News:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.changes = anyio.Event()
+
+    def changed(self) -> None:
+        self.changes.set()
+
+
+@asynccontextmanager
+async def started(news: News, *commands: Command) -> AsyncIterator[Children]:
+    children = Children(commands, os.environ, say=news.lines.append, changed=news.changed)
+    try:
+        await children.start()
+        yield children
+    finally:
+        await children.stop()
+        for child in children:
+            child.command.listener.close()
+            assert child.process.returncode is not None
+            assert not psutil.pid_exists(child.process.pid)
+
+
+async def test_ready_processes_stop_when_asked(tmp_path: Path) -> None:
+    ready: list[str] = []
+    pair = [stand_in(name, "front", tmp_path) for name in ("a", "b")]
+    async with started(News(), *pair) as children:
+        await children.wait_ready(ready.append, within_s=PATIENCE_S)
+        assert sorted(ready) == ["a", "b"]
+    assert [child.process.returncode for child in children] == [0, 0]
+
+
+async def test_a_death_while_starting_is_told_with_what_was_written(tmp_path: Path) -> None:
+    pair = stand_in("well", "front", tmp_path), stand_in("ill", "both", tmp_path, "dies")
+    async with started(News(), *pair) as children:
+        with pytest.raises(DiedStarting) as death:
+            await children.wait_ready(lambda _: None, within_s=PATIENCE_S)
+    assert "ill ended while starting (exit code 1)" in str(death.value)
+    assert "no weights here" in str(death.value)
+
+
+async def test_a_process_that_is_never_ready_is_named(tmp_path: Path) -> None:
+    async with started(News(), stand_in("slow", "both", tmp_path, "never-ready")) as children:
+        with pytest.raises(DiedStarting, match="not ready within 1 s: slow"):
+            await children.wait_ready(lambda _: None, within_s=1)
+
+
+async def test_a_process_that_dies_is_started_again_at_the_same_address(tmp_path: Path) -> None:
+    news = News()
+    async with started(news, stand_in("phoenix", "both", tmp_path)) as children:
+        await children.wait_ready(lambda _: None, within_s=PATIENCE_S)
+        (child,) = children
+        first = child.process.pid
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(children.keep)
+            os.kill(first, signal.SIGKILL)
+            with anyio.fail_after(PATIENCE_S):
+                await news.changes.wait()
+                await children.wait_ready(lambda _: None, within_s=PATIENCE_S)
+            tasks.cancel_scope.cancel()
+        assert child.process.pid != first
+        async with httpx2.AsyncClient(timeout=PATIENCE_S) as client:
+            assert (await client.get(f"{child.command.url}/ready")).status_code == 200
+    assert news.lines == ["phoenix died (SIGKILL); starting it again in 0.5 s"]
+
+
+async def test_one_that_will_not_stop_is_killed_with_what_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routing.children, "TERM_S", 0.5)
+    mule = stand_in("mule", "both", tmp_path, "stubborn", "leaves-a-child")
+    async with started(News(), mule) as children:
+        await children.wait_ready(lambda _: None, within_s=PATIENCE_S)
+        grandchild = int(mule.log.read_text().split()[1])
+        assert psutil.pid_exists(grandchild)
+    (child,) = children
+    assert child.process.returncode == -signal.SIGKILL
+    with anyio.fail_after(PATIENCE_S):
+        while still_runs(grandchild):
+            await anyio.sleep(0.01)
+
+
+def still_runs(pid: int) -> bool:
+    """Whether it still runs. A zombie that nobody has collected yet does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_busy_port_gives_a_free_one() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with bind("127.0.0.1", port) as listener:
+            assert listener.getsockname()[1] not in {0, port}
+
+
+def test_a_free_port_is_the_one_asked_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+    with bind("127.0.0.1", port) as listener:
+        assert url_of(listener) == f"http://127.0.0.1:{port}"
+
+
+def test_two_fleets_never_share_a_port() -> None:
+    """Neither has a process that accepts yet."""
+    with bind("127.0.0.1", 0) as first, bind("127.0.0.1", first.getsockname()[1]) as second:
+        assert first.getsockname() != second.getsockname()
+
+
+def test_an_address_that_means_everywhere_is_called_on_loopback() -> None:
+    with bind("0.0.0.0", 0) as listener:
+        assert url_of(listener) == f"http://127.0.0.1:{listener.getsockname()[1]}"

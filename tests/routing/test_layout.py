@@ -1,0 +1,112 @@
+"""The command lines of a fleet: whom each process is told of, and what is left to its defaults."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import edge.settings as edge_settings
+from routing.children import Command
+from routing.fleetfile import DATA, read_fleet
+from routing.layout import Ground, lay_out
+
+Say = Callable[[str], None]
+
+
+@pytest.fixture
+def ground(tmp_path: Path) -> Callable[[Say], Ground]:
+    def make(say: Say = lambda _: None) -> Ground:
+        return Ground(
+            folder=tmp_path,
+            keys_dir=tmp_path / "keys",
+            cache_dir=tmp_path / "cache",
+            model_dir=tmp_path / "model",
+            device="cpu",
+            cores=2,
+            say=say,
+        )
+
+    return make
+
+
+def flag(command: Command, name: str) -> list[str]:
+    """Every value given to a flag."""
+    words = command.words
+    return [words[i + 1] for i, word in enumerate(words) if word == f"--{name}"]
+
+
+def close(commands: list[Command]) -> None:
+    for command in commands:
+        command.listener.close()
+
+
+def test_the_default_fleet_is_seven_processes(ground: Callable[..., Ground]) -> None:
+    commands = lay_out(read_fleet(DATA / "fleet.toml"), ground())
+    assert [(command.name, command.region, command.role) for command in commands] == [
+        ("edge-0", "", "edge"),
+        ("weur-front", "weur", "front"),
+        ("weur-prefill-0", "weur", "prefill"),
+        ("weur-decode-0", "weur", "decode"),
+        ("enam-front", "enam", "front"),
+        ("enam-prefill-0", "enam", "prefill"),
+        ("enam-decode-0", "enam", "decode"),
+    ]
+    close(commands)
+
+
+def test_a_front_knows_its_own_workers_and_the_edge_every_front(
+    ground: Callable[..., Ground],
+) -> None:
+    given = ground()
+    commands = lay_out(read_fleet(DATA / "fleet.toml"), given)
+    by_name = {command.name: command for command in commands}
+    assert flag(by_name["enam-front"], "worker") == [
+        f"enam-prefill-0=prefill@{by_name['enam-prefill-0'].url}",
+        f"enam-decode-0=decode@{by_name['enam-decode-0'].url}",
+    ]
+    (edge_file,) = flag(by_name["edge-0"], "fleet")
+    assert {region.url for region in edge_settings.read_fleet(Path(edge_file)).regions} == {
+        by_name["weur-front"].url,
+        by_name["enam-front"].url,
+    }
+    close(commands)
+
+
+def test_a_worker_is_told_what_its_row_says_and_no_more(
+    tmp_path: Path, ground: Callable[..., Ground]
+) -> None:
+    path = tmp_path / "fleet.toml"
+    path.write_text(
+        '[fleet]\nmodel = "@cf/m"\n[edge]\nport = 0\n[[region]]\nname = "oc"\n'
+        '[[region.worker]]\nrole = "both"\ncount = 2\nkv_tokens = 4096\nlease_s = 2.5\n'
+        '[[region.worker]]\nrole = "both"\ndevice = "cuda"\nthreads = 7\n'
+    )
+    commands = lay_out(read_fleet(path), ground())
+    workers = commands[2:]
+    assert [worker.name for worker in workers] == ["oc-both-0", "oc-both-1", "oc-both-2"]
+    assert [flag(worker, "kv-tokens") for worker in workers] == [["4096"], ["4096"], []]
+    assert [flag(worker, "lease-s") for worker in workers] == [["2.5"], ["2.5"], []]
+    assert [flag(worker, "device") for worker in workers] == [["cpu"], ["cpu"], ["cuda"]]
+    assert [flag(worker, "threads") for worker in workers] == [["2"], ["2"], ["7"]]
+    assert len({worker.url for worker in workers}) == 3
+    close(commands)
+
+
+def test_a_port_in_use_is_said_with_the_one_taken(
+    tmp_path: Path, ground: Callable[..., Ground]
+) -> None:
+    said: list[str] = []
+    path = tmp_path / "fleet.toml"
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        path.write_text(
+            f'[fleet]\nmodel = "@cf/m"\n[edge]\nport = {port}\n[[region]]\nname = "oc"\n'
+            '[[region.worker]]\nrole = "both"\n'
+        )
+        commands = lay_out(read_fleet(path), ground(said.append))
+    taken = commands[0].url.rpartition(":")[2]
+    assert said == [f"Port {port} is in use: the edge listens on {taken}"]
+    close(commands)
