@@ -1,0 +1,183 @@
+"""The door of a region: requests come in over links from edges, and go to workers over links.
+
+Knows token ids and no text, and of a worker only what it says of itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import anyio
+import httpx2
+from msgspec import json
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from origin_gpu.assets import Assets
+from origin_gpu.metrics import FrontMetrics, PoolCollector
+from origin_gpu.passage import Passage
+from origin_gpu.pool import Pool
+from origin_gpu.report import region_report, served_models
+from origin_gpu.settings import FrontSettings
+from routing import wire
+from routing.errors import Code, Failure
+from routing.link_frames import LinkStats, Pace
+from routing.link_server import Stream, link_route
+from routing.logs import log
+from routing.region import ProcessReport, RegionReport
+from routing.secret import NeedsSecret, bearer, read_secret
+from routing.serving import address, listening_socket, serve_app
+
+logger = logging.getLogger(__name__)
+
+FETCH_S = 10.0  # for a model's text assets: some MB from a worker next door
+
+
+class Front:
+    """One front process: its pool, its requests, and what it says of them."""
+
+    def __init__(self, settings: FrontSettings, url: str, pool: Pool, metrics: FrontMetrics):
+        self._settings = settings
+        self._url = url
+        self._pool = pool
+        self._metrics = metrics
+        self._epoch = uuid.uuid4().hex
+        self._in_flight = 0
+        self._seen_models: set[str] = set()  # bounds the metrics' labels
+
+    async def serve(self, stream: Stream[wire.Generate, wire.Event]) -> None:
+        """Answer one request, and say how it went."""
+        passage = Passage(self._pool, stream)
+        outcome: str = Code.INTERNAL
+        self._in_flight += 1
+        self._metrics.in_flight.inc()
+        try:
+            await passage.carry()
+            outcome = passage.reason or outcome
+        except Failure as failure:
+            outcome = failure.code
+            raise
+        except anyio.get_cancelled_exc_class():
+            outcome = Code.ABORTED
+            raise
+        finally:
+            self._in_flight -= 1
+            self._metrics.in_flight.dec()
+            self._record(passage, outcome)
+
+    def report(self) -> RegionReport:
+        """What the region would say of itself now."""
+        ready = self._pool.candidates()
+        front = ProcessReport(
+            name=self._settings.name,
+            region=self._settings.region,
+            role="front",
+            pid=os.getpid(),
+            url=self._url,
+            epoch=self._epoch,
+            ready=bool(served_models(ready)),
+            in_flight=self._in_flight,
+        )
+        return region_report(front, self._pool.reports(), ready)
+
+    def _record(self, passage: Passage, outcome: str) -> None:
+        request = passage.request
+        self._seen_models |= {it.model for it in served_models(self._pool.candidates())}
+        model = request.model if request.model in self._seen_models else "unknown"
+        new_tokens = len(passage.ids) - len(request.generated_ids)
+        self._metrics.requests.labels(model, outcome).inc()
+        self._metrics.tokens.labels(model, "prompt").inc(len(request.token_ids))
+        self._metrics.tokens.labels(model, "output").inc(new_tokens)
+        if passage.ttft_s is not None:
+            self._metrics.ttft_s.labels(model).observe(passage.ttft_s)
+        if passage.second_try is not None:
+            self._metrics.second_tries.labels(passage.second_try.code).inc()
+        log(
+            logger,
+            "request",
+            request_id=request.request_id,
+            model=request.model,
+            prefill_worker=passage.prefill_worker,
+            decode_worker=passage.decode_worker,
+            prompt_tokens=len(request.token_ids),
+            output_tokens=new_tokens,
+            ttft_ms=None if passage.ttft_s is None else round(1000 * passage.ttft_s, 1),
+            total_ms=round(1000 * passage.elapsed_s, 1),
+            outcome=outcome,
+        )
+
+
+def create_app(
+    settings: FrontSettings,
+    secret: str,
+    url: str,
+    *,
+    registry: CollectorRegistry | None = None,
+    pace: Pace | None = None,
+) -> Starlette:
+    """The front as an ASGI app that is reached at `url`."""
+    edges = LinkStats()
+    pool = Pool(settings.workers, secret, pace)
+    metrics = FrontMetrics(registry or CollectorRegistry())
+    metrics.registry.register(PoolCollector(pool, edges))
+    front = Front(settings, url, pool, metrics)
+    client = httpx2.AsyncClient(headers=bearer(secret), timeout=FETCH_S, trust_env=False)
+    assets = Assets(client)
+    guard = [Middleware(NeedsSecret, secret=secret)]
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
+        async with client, anyio.create_task_group() as tasks:
+            tasks.start_soon(pool.run)
+            yield
+            tasks.cancel_scope.cancel()
+
+    async def get_report(request: Request) -> Response:
+        return Response(json.encode(front.report()), media_type="application/json")
+
+    async def get_assets(request: Request) -> Response:
+        digest = request.path_params["digest"]
+        body = await assets.get(digest, pool.urls_with_tokenizer(digest))
+        if body is None:
+            return PlainTextResponse("no worker here has these assets", status_code=404)
+        return Response(body, media_type="application/vnd.msgpack")
+
+    async def get_health(request: Request) -> Response:
+        return PlainTextResponse("ok")
+
+    async def get_ready(request: Request) -> Response:
+        ready = front.report().models
+        return PlainTextResponse(
+            "ready" if ready else "no way to serve any model", 200 if ready else 503
+        )
+
+    async def get_metrics(request: Request) -> Response:
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return Starlette(
+        routes=[
+            link_route(front.serve, requests=wire.Generate, secret=secret, pace=pace, stats=edges),
+            Route("/v1/report", get_report, middleware=guard),
+            Route("/v1/assets/{digest}", get_assets, middleware=guard),
+            Route("/health", get_health),
+            Route("/ready", get_ready),
+            Route("/metrics", get_metrics),
+        ],
+        lifespan=lifespan,
+    )
+
+
+def run(settings: FrontSettings) -> None:
+    """Serve until told to stop by SIGTERM or SIGINT."""
+    secret = read_secret(settings.secret_file)
+    listener = listening_socket(settings.host, settings.port, settings.fd)
+    app = create_app(settings, secret, address(listener))
+    serve_app(app, host=settings.host, port=settings.port, fd=listener.detach())

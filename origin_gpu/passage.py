@@ -1,0 +1,224 @@
+"""One request on its way through a region: placed, prefilled, handed over, relayed.
+
+Tokens are relayed where they arrive, in the link's own task; this one waits for the stages only.
+When a worker is lost, or refuses, the request is computed anew on another, once.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+
+import anyio
+import msgspec
+
+from origin_gpu.handover import Prefill, Prefilled, Resume, WorkerEvent
+from origin_gpu.place import Placement, Split, Whole, place, place_whole
+from origin_gpu.pool import Pool
+from routing import wire
+from routing.errors import Code, Failure
+from routing.link_server import Stream
+from routing.logs import log
+
+logger = logging.getLogger(__name__)
+
+EXPECTED_OUTPUT = 256  # tokens: what a request is taken to decode when it may decode more
+
+
+@dataclass(slots=True)
+class _End:
+    """What became of a stream that is relayed."""
+
+    come: anyio.Event = field(default_factory=anyio.Event)
+    fault: wire.Fault | None = None
+
+
+class Passage:
+    """Carries one request, and knows how far it has come."""
+
+    def __init__(self, pool: Pool, stream: Stream[wire.Generate, wire.Event]) -> None:
+        self.request = stream.request
+        self.ids = list(self.request.generated_ids)  # the output so far
+        self.cached_tokens = 0
+        self.ttft_s: float | None = None
+        self.reason: wire.Reason | None = None  # why it ended, once it has ended well
+        self.prefill_worker: str | None = None  # that was asked last
+        self.decode_worker: str | None = None
+        self.second_try: Failure | None = None  # what made one necessary
+        self._pool = pool
+        self._stream = stream
+        self._began = anyio.current_time()
+        self._started = False
+        self._asked = ""  # the worker that any failure now is due to
+
+    async def carry(self) -> None:
+        """Return when the request has ended well. Failure: what its client is to be told."""
+        budget_s = self.request.budget_s
+        try:
+            with anyio.fail_after(budget_s):
+                await self._carry()
+        except TimeoutError:
+            detail = f"{len(self.ids)} tokens after {budget_s:g} s, when the time was up"
+            raise Failure(Code.TIMEOUT, detail) from None
+
+    async def _carry(self) -> None:
+        placement = place(self._pool.candidates(), self.request)
+        try:
+            await self._go(placement)
+        except Failure as failure:
+            if not failure.code.elsewhere:
+                raise
+            await self._go_again(failure)
+
+    async def _go(self, placement: Placement) -> None:
+        match placement:
+            case Whole(worker):
+                with self._pool.charge(worker, self._context + self._expected):
+                    await self._relay(worker, self._so_far())
+            case Split(prefill, decode):
+                await self._go_split(prefill, decode)
+
+    async def _go_split(self, prefill: str, decode: str) -> None:
+        with ExitStack() as held:
+            held.enter_context(self._pool.charge(decode, self._context + self._expected))
+            request = self._so_far()
+            prefilled = await self._prefill(prefill, request, held)
+            self._start(prefilled.cached_tokens)
+            self._pass_on(prefilled.first)
+            if prefilled.finish is not None:
+                self._finish(prefilled.finish.reason)
+            else:
+                await self._relay(decode, Resume(request, prefilled))
+
+    async def _go_again(self, failure: Failure) -> None:
+        """One more try, without the worker that failed; `failure` stands if there is no other."""
+        self.second_try = failure
+        if reason := self._over():
+            self._finish(reason)
+            return
+        ready = self._pool.candidates(excluding={self._asked})
+        begun = len(self.ids) > len(self.request.generated_ids)
+        try:
+            placement = (place_whole if begun else place)(ready, self.request)
+        except Failure:
+            raise failure from None
+        log(
+            logger,
+            "second try",
+            request_id=self.request.request_id,
+            lost=self._asked,
+            code=failure.code,
+            detail=failure.detail,
+            output_tokens=len(self.ids),
+        )
+        await self._go(placement)
+
+    async def _prefill(self, worker: str, request: wire.Generate, held: ExitStack) -> Prefilled:
+        """The worker's answer; from then on `held` keeps the KV there until it is collected."""
+        answers: list[WorkerEvent] = []
+        answered = anyio.Event()
+
+        def hear(event: WorkerEvent | None) -> None:
+            if event is not None:
+                answers.append(event)
+            answered.set()
+
+        self._asked = self.prefill_worker = worker
+        with self._pool.charge(worker, self._context):
+            held.callback(self._pool.open(worker, Prefill(request), hear).cancel)
+            await answered.wait()
+        match answers:
+            case [Prefilled() as prefilled, *_]:
+                return prefilled
+            case [wire.Fault() as fault, *_]:
+                raise _failure(fault)
+            case _:
+                raise Failure(Code.LOST, f"{worker} ended a prefill without an answer")
+
+    async def _relay(self, worker: str, request: wire.Generate | Resume) -> None:
+        """Pass on what `worker` answers, to its end."""
+        end = _End()
+        self._asked = self.decode_worker = worker
+        if not isinstance(request, Resume):
+            self.prefill_worker = worker
+        call = self._pool.open(worker, request, partial(self._hear, end))
+        try:
+            await end.come.wait()
+        finally:
+            call.cancel()
+        if end.fault is not None:
+            raise _failure(end.fault)
+        if self.reason is None:
+            raise Failure(Code.LOST, f"{worker} ended a request without a finish")
+
+    def _hear(self, end: _End, event: WorkerEvent | None) -> None:
+        match event:
+            case wire.Tokens():
+                self._pass_on(event)
+            case wire.Started():
+                self._start(event.cached_tokens)
+            case wire.Finish():
+                self._finish(event.reason)
+            case wire.Fault():
+                end.fault = event
+            case None:
+                end.come.set()
+
+    def _start(self, cached_tokens: int) -> None:
+        if not self._started:  # a second try starts again, its client does not
+            self._started = True
+            self.cached_tokens = cached_tokens
+            self._stream.send(wire.Started(cached_tokens))
+
+    def _pass_on(self, tokens: wire.Tokens) -> None:
+        if self.ttft_s is None:
+            self.ttft_s = anyio.current_time() - self._began
+        self.ids += tokens.ids
+        self._stream.send(tokens)
+
+    def _finish(self, reason: wire.Reason) -> None:
+        """The only place that counts: what a worker counts ends with its own part."""
+        self.reason = reason
+        usage = wire.Usage(
+            prompt_tokens=len(self.request.token_ids),
+            completion_tokens=len(self.ids),
+            cached_tokens=self.cached_tokens,
+        )
+        self._stream.send(wire.Finish(reason, usage))
+
+    @property
+    def elapsed_s(self) -> float:
+        return anyio.current_time() - self._began
+
+    @property
+    def _context(self) -> int:
+        return len(self.request.token_ids) + len(self.ids)
+
+    @property
+    def _expected(self) -> int:
+        return min(EXPECTED_OUTPUT, max(0, self.request.sampling.max_tokens - len(self.ids)))
+
+    def _so_far(self) -> wire.Generate:
+        """The request as the next worker gets it: with the output so far, and the time left.
+
+        On a second try its id is another: the worker may still be dropping the first.
+        """
+        return msgspec.structs.replace(
+            self.request,
+            request_id=self.request.request_id + ("+" if self.second_try else ""),
+            generated_ids=tuple(self.ids),
+            budget_s=max(0.0, self.request.budget_s - self.elapsed_s),
+        )
+
+    def _over(self) -> wire.Reason | None:
+        """Why the output is complete already, its worker having died before it could say so."""
+        sampling = self.request.sampling
+        if self.ids and self.ids[-1] in sampling.stop_ids:
+            return "stop"
+        return "length" if len(self.ids) >= sampling.max_tokens else None
+
+
+def _failure(fault: wire.Fault) -> Failure:
+    return Failure(fault.code, fault.detail, retry_after_s=fault.retry_after_s)

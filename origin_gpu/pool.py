@@ -1,0 +1,157 @@
+"""What a front knows of its workers: their reports, and what it has given them to do.
+
+It owns the links to them, and keeps a `Watch` open on each: the worker learns of its peers by it,
+and the front how the worker is. Decides nothing: see `place`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+import anyio
+from msgspec import Struct
+
+from origin_gpu.handover import Peer, Watch, Watched, WorkerEvent
+from origin_gpu.place import Candidate
+from origin_gpu.settings import WorkerAt
+from routing.link import Call, Link
+from routing.link_flow import Wake
+from routing.link_frames import Pace
+from routing.region import ProcessReport
+
+WATCH_AGAIN_S = 0.1  # after a watch has ended
+
+
+class Charge:
+    """Tokens given to a worker, until this is ended. Ending it twice is ending it once."""
+
+    def __init__(self, member: Member, num_tokens: int) -> None:
+        self._member = member
+        self._num_tokens = num_tokens
+        member.tokens_in_flight += num_tokens
+
+    def end(self) -> None:
+        self._member.tokens_in_flight -= self._num_tokens
+        self._num_tokens = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.end()
+
+
+class Member:
+    """One worker, as its front knows it."""
+
+    def __init__(self, at: WorkerAt, link: Link[WorkerEvent]) -> None:
+        self.at = at
+        self.link = link
+        self.watched: Watched | None = None  # what it said last; None while it is away
+        self.kv_address: str | None = None  # kept while it is away
+        self.tokens_in_flight = 0
+        self.watching: Call | None = None
+        self.watch_ended = Wake()
+
+    @property
+    def candidate(self) -> Candidate | None:
+        """As `place` sees it; None unless it is ready."""
+        if self.watched is None or not self.watched.report.ready:
+            return None
+        report = self.watched.report
+        return Candidate(
+            name=self.at.name,
+            role=self.at.role,
+            models=report.models,
+            layout_digest=self.watched.layout_digest,
+            room=max(0, report.max_waiting - report.waiting),
+            tokens_in_flight=self.tokens_in_flight,
+        )
+
+    @property
+    def peer(self) -> Peer | None:
+        """As its peers are told of it; None as long as its KV door is not known."""
+        if self.kv_address is None:
+            return None
+        return Peer(
+            name=self.at.name, role=self.at.role, url=self.at.url, kv_address=self.kv_address
+        )
+
+
+class Pool:
+    """All workers of a region."""
+
+    def __init__(self, workers: Iterable[WorkerAt], secret: str, pace: Pace | None = None) -> None:
+        self.members = {
+            at.name: Member(at, Link(at.url, secret, WorkerEvent, pace=pace)) for at in workers
+        }
+
+    async def run(self) -> None:
+        """Keep links to all workers and watch them, until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            for member in self.members.values():
+                tasks.start_soon(member.link.run)
+                tasks.start_soon(self._keep_watching, member)
+
+    def candidates(self, *, excluding: Iterable[str] = ()) -> list[Candidate]:
+        """The workers that are ready now."""
+        found = (member.candidate for member in self.members.values())
+        return [it for it in found if it is not None and it.name not in excluding]
+
+    def reports(self) -> tuple[ProcessReport, ...]:
+        """The last words of the workers that are here."""
+        return tuple(it.watched.report for it in self.members.values() if it.watched)
+
+    def urls_with_tokenizer(self, digest: str) -> list[str]:
+        """Workers whose models' text assets have this digest."""
+        return [
+            it.at.url
+            for it in self.members.values()
+            if it.watched and any(m.tokenizer_digest == digest for m in it.watched.report.models)
+        ]
+
+    def charge(self, worker: str, num_tokens: int) -> Charge:
+        """Count `num_tokens` as in flight at `worker` until the charge is ended."""
+        return Charge(self.members[worker], num_tokens)
+
+    def open(
+        self, worker: str, request: Struct, sink: Callable[[WorkerEvent | None], None]
+    ) -> Call:
+        """A stream at `worker`; as `Link.open_nowait`."""
+        return self.members[worker].link.open_nowait(request, sink)
+
+    async def _keep_watching(self, member: Member) -> None:
+        while True:
+            await member.link.wait_connected()
+            self._watch(member)
+            await member.watch_ended.wait()
+            await anyio.sleep(WATCH_AGAIN_S)
+
+    def _watch(self, member: Member) -> None:
+        """Tell `member` of its peers, and listen to how it is from now on."""
+        if member.watching is not None:
+            member.watching.cancel()
+        peers = tuple(it.peer for it in self.members.values() if it.peer)
+        member.watching = member.link.open_nowait(Watch(peers), partial(self._hear, member))
+
+    def _hear(self, member: Member, event: WorkerEvent | None) -> None:
+        if isinstance(event, Watched):
+            member.watched = event
+            if event.kv_address != member.kv_address:
+                member.kv_address = event.kv_address
+                self._spread_the_table()
+        else:  # a fault, or the end: it is gone, or cannot be watched
+            member.watched = None
+            member.watching = None
+            member.watch_ended.set()
+
+    def _spread_the_table(self) -> None:
+        """At once, so that on every link it goes ahead of the first ticket it is needed for."""
+        for member in self.members.values():
+            if member.watching is not None:
+                self._watch(member)

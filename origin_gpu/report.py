@@ -1,0 +1,49 @@
+"""What a region says of itself, put together from what its workers said. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from origin_gpu.place import Candidate, options
+from routing.region import ModelReport, ProcessReport, RegionReport
+
+
+def region_report(
+    front: ProcessReport, workers: Sequence[ProcessReport], ready: Sequence[Candidate]
+) -> RegionReport:
+    """The report of the region whose front says `front` of itself."""
+    models = served_models(ready)
+    return RegionReport(
+        region=front.region,
+        epoch=front.epoch,
+        room=room(ready),
+        models=models,
+        processes=(msgspec.structs.replace(front, models=models), *workers),
+    )
+
+
+def room(ready: Sequence[Candidate]) -> int:
+    """Requests that would still be taken: a split one needs room at both its ends."""
+    by_role = {"prefill": 0, "decode": 0, "both": 0}
+    for it in ready:
+        by_role[it.role] += it.room
+    return by_role["both"] + min(by_role["prefill"], by_role["decode"])
+
+
+def served_models(ready: Sequence[Candidate]) -> tuple[ModelReport, ...]:
+    """The models that a request could ask for now, each with what all its workers can hold."""
+    found: dict[tuple[str, str], list[tuple[Candidate, ModelReport]]] = {}
+    for it in ready:
+        for model in it.models:
+            found.setdefault((model.model, model.tokenizer_digest), []).append((it, model))
+    return tuple(
+        msgspec.structs.replace(
+            having[0][1],
+            context_window=min(model.context_window for _, model in having),
+            max_sequence_tokens=min(model.max_sequence_tokens for _, model in having),
+        )
+        for _, having in sorted(found.items())
+        if options([it for it, _ in having])
+    )

@@ -1,0 +1,65 @@
+"""What a front and a worker are told at their start. Read in `__main__.py`, then never changed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+WorkerRole = Literal["prefill", "decode", "both"]
+
+_WORKER = re.compile(r"(?P<name>[^=@]+)=(?P<role>[a-z]+)@(?P<url>https?://[^/]+)/?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerAt:
+    """A worker that a front is told of."""
+
+    name: str
+    role: WorkerRole
+    url: str  # http://host:port
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontSettings:
+    name: str
+    region: str
+    workers: tuple[WorkerAt, ...]
+    secret_file: Path
+    host: str = "127.0.0.1"
+    port: int = 0  # 0: any free one
+    fd: int | None = None  # of an inherited listening socket, in the place of host and port
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSettings:
+    name: str
+    region: str
+    role: WorkerRole
+    model: str
+    model_dir: Path
+    secret_file: Path
+    engine_command: tuple[str, ...]  # what starts the engine; its flags are added
+    host: str = "127.0.0.1"
+    port: int = 0
+    fd: int | None = None
+    device: str = "auto"  # cpu, cuda, or auto: a GPU that works, else the CPU
+    dtype: str = "auto"  # bfloat16, float32, or auto: what the model was saved in
+    kv_tokens: int = 16384  # tokens whose KV fits, all requests together
+    block_tokens: int = 16  # tokens a KV block holds
+    max_step_tokens: int = 512  # tokens one step computes: bounds what others wait for a prompt
+    max_running: int = 64  # sequences a step serves
+    max_waiting: int = 256  # requests queued before more are refused
+    lease_s: float = 30.0  # after which computed KV that nobody collects is dropped
+    threads: int = 1  # of the engine on a CPU
+
+
+def parse_worker(text: str) -> WorkerAt:
+    """`NAME=ROLE@URL` as a `WorkerAt`; ValueError says what is wrong with it."""
+    match = _WORKER.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not NAME=ROLE@URL, with a URL like http://host:port")
+    if match["role"] not in get_args(WorkerRole):
+        raise ValueError(f"{match['role']!r} in {text!r} is none of {get_args(WorkerRole)}")
+    return WorkerAt(name=match["name"], role=cast("WorkerRole", match["role"]), url=match["url"])
