@@ -43,7 +43,6 @@ class _Claims(Struct, frozen=True):
     jti: str
     sub: str
     exp: int
-    iat: int
     scopes: frozenset[str]
 
 

@@ -51,7 +51,7 @@ def refused(parse: Parse, body: bytes | dict[str, Any]) -> BadField:
 
 
 def outcome(parse: Parse, body: bytes) -> Ask | Failure:
-    """What becomes of a body. Anything that is raised but a Failure is a bug, and passes through."""
+    """What becomes of a body. Anything but a Failure that is raised is a bug."""
     try:
         return parse(body)
     except Failure as failure:
