@@ -17,7 +17,11 @@ from infire.notes import Hello
 from infire.scheduler import Scheduler
 from infire.serve import serve_process
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # an engine that fails leaves a plain traceback in the log
+)
 
 # A flag wins over the environment (INFIRE_KV_TOKENS), that over the file of --config.
 _FROM_ENVIRONMENT = {"auto_envvar_prefix": "INFIRE"}
