@@ -1,0 +1,170 @@
+"""Placement: values in, values out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from origin_gpu.place import Candidate, Placement, Split, Whole, place, place_whole
+from origin_gpu.report import room, served_models
+from routing import wire
+from routing.errors import Code, Failure
+from routing.region import ModelReport
+
+REQUEST = wire.Generate(
+    request_id="r",
+    tenant_salt=b"",
+    model="m",
+    tokenizer_digest="t",
+    token_ids=(1, 2, 3),
+    sampling=wire.Sampling(max_tokens=9, seed=1),
+    budget_s=9.0,
+)
+
+
+def report(model: str = "m", tokenizer: str = "t", max_sequence_tokens: int = 50) -> ModelReport:
+    return ModelReport(
+        model=model,
+        model_digest="d",
+        tokenizer_digest=tokenizer,
+        context_window=100,
+        max_sequence_tokens=max_sequence_tokens,
+    )
+
+
+PREFILL = Candidate(
+    name="p", role="prefill", models=(report(),), layout_digest="l", room=5, tokens_in_flight=0
+)
+DECODE = replace(PREFILL, name="d", role="decode")
+BOTH = replace(PREFILL, name="b", role="both")
+
+
+def failure(ready: Sequence[Candidate], request: wire.Generate = REQUEST) -> Failure:
+    with pytest.raises(Failure) as caught:
+        place(ready, request)
+    return caught.value
+
+
+def test_a_pair_shares_the_request() -> None:
+    assert place([PREFILL, DECODE], REQUEST) == Split("p", "d")
+
+
+def test_a_worker_of_both_roles_keeps_it_whole() -> None:
+    assert place([BOTH], REQUEST) == Whole("b")
+
+
+def test_on_each_side_the_fewest_tokens_in_flight_win() -> None:
+    ready = [
+        replace(PREFILL, name="p0", tokens_in_flight=10),
+        replace(PREFILL, name="p1", tokens_in_flight=9),
+        replace(DECODE, name="d0", tokens_in_flight=500),
+        replace(DECODE, name="d1", tokens_in_flight=501),
+    ]
+    assert place(ready, REQUEST) == Split("p1", "d0")
+
+
+def test_a_pair_is_as_loaded_as_its_busier_half() -> None:
+    pair = [PREFILL, replace(DECODE, tokens_in_flight=7)]
+    assert place([*pair, replace(BOTH, tokens_in_flight=6)], REQUEST) == Whole("b")
+    assert place([*pair, replace(BOTH, tokens_in_flight=8)], REQUEST) == Split("p", "d")
+
+
+def test_kv_passes_only_between_workers_of_one_layout() -> None:
+    ready = [
+        replace(PREFILL, name="p-other", layout_digest="other"),
+        replace(PREFILL, name="p", tokens_in_flight=100),
+        DECODE,
+    ]
+    assert place(ready, REQUEST) == Split("p", "d")
+    assert failure([ready[0], DECODE]).code is Code.INCOMPATIBLE
+
+
+def test_full_workers_are_passed_over_and_when_all_are_full_the_client_is_told_when_to_return() -> (
+    None
+):
+    full = replace(PREFILL, name="p-full", room=0)
+    assert place([full, replace(PREFILL, tokens_in_flight=999), DECODE], REQUEST) == Split("p", "d")
+    refusal = failure([full, DECODE])
+    assert refusal.code is Code.NO_CAPACITY
+    assert refusal.retry_after_s
+
+
+@pytest.mark.parametrize(
+    ("ready", "code"),
+    [
+        ([], Code.UNAVAILABLE),
+        ([PREFILL], Code.UNAVAILABLE),
+        ([DECODE], Code.UNAVAILABLE),
+        ([replace(BOTH, models=(report("other"),))], Code.UNAVAILABLE),
+        ([replace(BOTH, models=(report(tokenizer="old"),))], Code.STALE_TOKENIZER),
+    ],
+)
+def test_without_a_way_to_serve_the_reason_is_told(ready: list[Candidate], code: Code) -> None:
+    assert failure(ready).code is code
+
+
+def test_one_model_may_be_served_with_two_tokenizers() -> None:
+    old = replace(BOTH, name="old", models=(report(tokenizer="old"),))
+    assert place([old, replace(BOTH, tokens_in_flight=99)], REQUEST) == Whole("b")
+
+
+def test_what_is_computed_anew_goes_to_a_prefill_worker_last() -> None:
+    busy = replace(DECODE, tokens_in_flight=10_000)
+    assert place_whole([PREFILL, busy], REQUEST) == Whole("d")
+    assert place_whole([PREFILL, replace(busy, room=0)], REQUEST) == Whole("p")
+    with pytest.raises(Failure):
+        place_whole([replace(PREFILL, room=0)], REQUEST)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_whatever_the_pool_a_placement_is_one_that_works(seed: int) -> None:
+    rng = random.Random(seed)
+    ready = [
+        Candidate(
+            name=f"w{n}",
+            role=rng.choice(["prefill", "decode", "both"]),
+            models=tuple(
+                report(rng.choice(["m", "n"]), rng.choice(["t", "u"]))
+                for _ in range(rng.randrange(3))
+            ),
+            layout_digest=rng.choice(["l", "k"]),
+            room=rng.randrange(3),
+            tokens_in_flight=rng.randrange(100),
+        )
+        for n in range(rng.randrange(7))
+    ]
+    by_name = {it.name: it for it in ready}
+    able = [it for it in ready if it.room and report() in it.models]
+    try:
+        placed: Placement = place(ready, REQUEST)
+    except Failure:
+        assert not any(it.role == "both" for it in able)
+        assert not any(
+            p.role == "prefill" and d.role == "decode" and p.layout_digest == d.layout_digest
+            for p in able
+            for d in able
+        )
+        return
+    match placed:
+        case Whole(worker):
+            assert by_name[worker] in able
+            assert by_name[worker].role == "both"
+        case Split(prefill, decode):
+            assert {by_name[prefill].role, by_name[decode].role} == {"prefill", "decode"}
+            assert by_name[prefill].layout_digest == by_name[decode].layout_digest
+            assert by_name[prefill] in able
+            assert by_name[decode] in able
+
+
+def test_a_region_has_room_as_far_as_both_sides_have() -> None:
+    assert room([replace(PREFILL, room=9), DECODE, replace(DECODE, room=1), BOTH]) == 6 + 5
+    assert room([PREFILL]) == 0
+
+
+def test_a_region_serves_a_model_when_a_request_could_go_all_the_way() -> None:
+    assert served_models([PREFILL]) == ()
+    smaller = replace(DECODE, models=(report(max_sequence_tokens=40), report("decode-only")))
+    assert served_models([PREFILL, smaller]) == (report(max_sequence_tokens=40),)
