@@ -38,6 +38,7 @@ class Spelling:
             for token, token_id in tokens.items()
             if token_id not in hidden
         }
+        self._hidden = {at: token for token, at in tokens.items() if at in hidden}
         self.first_of: dict[int, bytes] = {}  # where a first token is spelled otherwise
         if mark := steps.dropped_at_start:
             self.first_of = {
@@ -46,6 +47,13 @@ class Spelling:
                 if mark in token and token_id not in hidden
             }
         self.stripped = steps.stripped
+
+    def text(self, token_id: int) -> str:
+        """One token by itself, hidden ones by name. Bytes that are no whole character become lone
+        surrogates (PEP 383), so that the bytes can be had back; JSON cannot hold them."""
+        if token_id in self._hidden:
+            return self._hidden[token_id]
+        return self.bytes_of.get(token_id, b"").decode("utf-8", "surrogateescape")
 
 
 class TextStream:

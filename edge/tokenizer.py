@@ -56,9 +56,8 @@ class ModelText:
         return TextStream(self._spelling)
 
     def token_text(self, token_id: int) -> str:
-        """One token by itself. Bytes that are no whole character become lone surrogates (PEP 383),
-        so that the bytes can be had back; JSON cannot hold them."""
-        return self._spelling.bytes_of.get(token_id, b"").decode("utf-8", "surrogateescape")
+        """One token by itself: see Spelling.text."""
+        return self._spelling.text(token_id)
 
     def _rendered(self, ask: Ask) -> str:
         """The conversation as the template puts it; a prompt alone is one message of a user."""
