@@ -15,6 +15,8 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
+from routing.abort import AbortableProtocol
+
 logger = logging.getLogger(__name__)
 
 MAX_FRAME_BYTES = 64 * 2**20  # of one WebSocket message: a prompt of 128k ids takes 0.6 MB
@@ -47,7 +49,7 @@ def server(app: ASGIApp) -> Server:
         uvicorn.Config(
             app,
             loop="auto",  # uvloop where it is installed
-            http="httptools",
+            http=AbortableProtocol,
             ws="websockets-sansio",
             ws_max_size=MAX_FRAME_BYTES,
             ws_per_message_deflate=False,

@@ -1,0 +1,227 @@
+"""The walk of one request through an edge, in order, and nothing else.
+
+An `Ask` goes in: ids, region, `Generate`, events, and pieces of the answer come out. Knows neither
+HTTP nor how either API spells things.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+from anyio import CapacityLimiter
+
+from edge import upstream
+from edge.ask import Ask, Piece, SamplingAsk
+from edge.auth import Tenant
+from edge.texts import Loaded, TextStore
+from edge.transcript import Transcript
+from edge.watch import Watch
+from routing import wire
+from routing.affinity import prefix_key, session_key
+from routing.choose import Choice, Wanted, context_window, rank, refusal
+from routing.errors import Code, Failure
+from routing.region import Place
+
+ENCODING_THREADS = 2  # for long prompts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who asks and from where, past authentication."""
+
+    request_id: str
+    tenant: Tenant
+    place: Place | None = None
+    session: str | None = None  # its x-session-affinity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A request in token ids, and what decides where it may go."""
+
+    model: Loaded
+    request: wire.Generate
+    wanted: Wanted
+
+
+class Completion:
+    """Bursts of pieces, `End` last. Raises Failure when no region goes on."""
+
+    def __init__(
+        self, answer: upstream.Answer, transcript: Transcript, first: list[wire.Event]
+    ) -> None:
+        self._answer = answer
+        self._transcript = transcript
+        self._first: list[wire.Event] | None = first  # read already
+
+    @property
+    def region(self) -> str:
+        """The region that speaks."""
+        return self._answer.region or ""
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[Piece]:
+        while not self._transcript.ended:
+            if self._first is None:
+                burst = await anext(self._answer)
+            else:
+                burst, self._first = self._first, None
+            if pieces := self._transcript.read(burst):
+                return pieces
+        raise StopAsyncIteration
+
+
+@dataclass(slots=True)
+class Tries:
+    """What a walk leaves behind for log and metrics, however it ends."""
+
+    num_prompt: int = 0
+    answers: list[upstream.Answer] = field(default_factory=list)  # two when ids had to be remade
+
+    @property
+    def choices(self) -> list[Choice]:
+        return [choice for answer in self.answers for choice in answer.tries]
+
+    @property
+    def failures(self) -> list[Failure]:
+        return [failure for answer in self.answers for failure in answer.failures]
+
+    @property
+    def region(self) -> str | None:
+        return self.answers[-1].region if self.answers else None
+
+    @property
+    def num_output(self) -> int:
+        """Tokens that regions made, also those past a stop string."""
+        return sum(len(answer.generated_ids) for answer in self.answers)
+
+
+class Walk:
+    def __init__(
+        self, watch: Watch, texts: TextStore, *, budget_s: float, max_output_tokens: int
+    ) -> None:
+        self._watch = watch
+        self._texts = texts
+        self._budget_s = budget_s
+        self._max_output_tokens = max_output_tokens
+        self._encoders = CapacityLimiter(ENCODING_THREADS)
+
+    def serves(self, model: str) -> None:
+        """Failure unless some region serves `model`: said before its input is looked at."""
+        if context_window(self._watch.known(), model) is None:
+            raise refusal(self._watch.known(), model, self._watch.now())
+
+    @asynccontextmanager
+    async def complete(
+        self, ask: Ask, caller: Caller, tries: Tries
+    ) -> AsyncGenerator[Completion, None]:
+        """The answer to `ask`, from its first event on. Leaving the block hangs up.
+
+        A region that has another tokenizer than it last said gets ids made anew, once.
+        """
+        completion = None
+        while completion is None:
+            prepared = await self._prepare(ask, caller)
+            tries.num_prompt = len(prepared.request.token_ids)
+            async with self._generate(prepared) as answer:
+                tries.answers.append(answer)
+                try:
+                    first = await anext(answer)
+                except Failure as failure:
+                    if failure.code is not Code.STALE_TOKENIZER or len(tries.answers) > 1:
+                        raise
+                else:
+                    transcript = Transcript(prepared.model, ask, tries.num_prompt)
+                    completion = Completion(answer, transcript, first)
+                    yield completion
+            if completion is None:
+                await self._watch.refresh()
+
+    async def _prepare(self, ask: Ask, caller: Caller) -> Prepared:
+        """Text becomes ids, with the tokenizer of the region that would be asked first."""
+        regions = self._watch.known()
+        wanted = Wanted(model=ask.model, place=caller.place)
+        best = next(iter(rank(regions, wanted, self._watch.now())), None)
+        window = context_window(regions, ask.model)
+        if best is None or window is None:
+            raise refusal(regions, ask.model, self._watch.now())
+        digest = best.model.tokenizer_digest
+        model = await self._texts.get(digest)
+        ids = await model.text.encode_prompt_async(ask, self._encoders)
+        sampling = sampling_of(
+            ask.sampling,
+            model.defaults,
+            stop_ids=model.stop_ids,
+            max_tokens=_room(ask, len(ids), window, self._max_output_tokens),
+        )
+        account = caller.tenant.account
+        return Prepared(
+            model=model,
+            request=wire.Generate(
+                request_id=caller.request_id,
+                tenant_salt=caller.tenant.salt,
+                model=ask.model,
+                tokenizer_digest=digest,
+                token_ids=ids,
+                sampling=sampling,
+                budget_s=self._budget_s,
+            ),
+            wanted=replace(
+                wanted,
+                num_tokens=len(ids) + sampling.max_tokens,
+                tokenizer_digest=digest,
+                affinity=session_key(account, caller.session)
+                if caller.session
+                else prefix_key(account, ids),
+            ),
+        )
+
+    def _generate(self, prepared: Prepared) -> AbstractAsyncContextManager[upstream.Answer]:
+        def choose() -> list[Choice]:
+            return rank(self._watch.known(), prepared.wanted, self._watch.now())
+
+        max_tries = len(self._watch.known()) + 1
+        return upstream.generate(self._watch, choose, prepared.request, max_tries=max_tries)
+
+
+def _room(ask: Ask, num_prompt: int, window: int, default: int) -> int:
+    """How many tokens the answer may have: what was asked for, as far as the context goes."""
+    if num_prompt >= window:
+        says = f"prompt of {num_prompt} tokens exceeds the context window of {window} tokens"
+        if num_prompt == window:
+            says = f"prompt of {num_prompt} tokens fills the context window of {window} tokens"
+        raise Failure(Code.BAD_INPUT, f"AiError: Bad input: Error: {says}")
+    asked = default if ask.sampling.max_tokens is None else ask.sampling.max_tokens
+    return min(asked, window - num_prompt)
+
+
+def sampling_of(
+    ask: SamplingAsk, defaults: Mapping[str, float], *, stop_ids: tuple[int, ...], max_tokens: int
+) -> wire.Sampling:
+    """What the client said, else what the model's makers advise, else what changes nothing."""
+
+    def said(name: str, neutral: float) -> float:
+        value = getattr(ask, name)
+        return float(defaults.get(name, neutral) if value is None else value)
+
+    return wire.Sampling(
+        max_tokens=max_tokens,
+        # Engines take 63 bits; OpenAI's API allows negative seeds.
+        seed=(secrets.randbits(63) if ask.seed is None else ask.seed) % 2**63,
+        temperature=said("temperature", 1.0),
+        top_p=min(1.0, said("top_p", 1.0)),  # natively up to 2 is allowed, and means all
+        top_k=int(said("top_k", 0)),
+        min_p=said("min_p", 0.0),
+        repetition_penalty=said("repetition_penalty", 1.0),
+        frequency_penalty=said("frequency_penalty", 0.0),
+        presence_penalty=said("presence_penalty", 0.0),
+        logit_bias=ask.logit_bias,
+        logprobs=ask.logprobs,
+        stop_ids=stop_ids,
+    )

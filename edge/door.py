@@ -1,0 +1,119 @@
+"""What every request passes on its way in and out: an id, a line in the log, and no traceback.
+
+Expected failures leave as the error of the API that was asked. Whatever else is raised is a bug: it
+is logged, and the client gets a number to ask about. Knows no route but the shape of errors.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from math import ceil
+from typing import cast
+from uuid import uuid4
+
+import anyio
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from edge import openai, workers_ai
+from edge.metrics import Metrics, Record
+from routing.errors import Code, Failure
+
+logger = logging.getLogger(__name__)
+
+JSON = "application/json"  # exactly: workerd compares the whole value, parameters included
+OPENAI_PART = "/ai/v1/"
+_QUIET = {"/health", "/ready", "/metrics", "/v1/report"}  # asked each second, of no interest
+_RETRY_AFTER_S = 1.0  # where a failure names no time
+_MOST_SHOWN = 200  # characters of a path in a message
+
+
+class Door:
+    """ASGI middleware, outside of all routes."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        record = Record(request_id=uuid4().hex, started=time.monotonic())
+        scope.setdefault("state", {})["record"] = record
+        if scope["path"] in _QUIET:
+            await self._guarded(record, scope, receive, send)
+            return
+        self._metrics.began()
+        try:
+            await self._guarded(record, scope, receive, send)
+        except anyio.get_cancelled_exc_class():
+            record.outcome = "stopped"  # with the server
+            raise
+        finally:
+            self._metrics.ended(record, time.monotonic())
+
+    async def _guarded(self, record: Record, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+        marks = [(name, record.request_id.encode()) for name in (b"cf-ai-req-id", b"x-request-id")]
+
+        async def send_marked(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                message["headers"] = [*message["headers"], *marks]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_marked)
+        except Failure as exc:
+            failure = exc
+        except Exception:  # the one place where a bug here meets a client
+            fields = {"request_id": record.request_id}
+            logger.exception("request failed", extra={"fields": fields})
+            failure = Failure(Code.INTERNAL, f"internal error, request {record.request_id}")
+        else:
+            return
+        record.outcome, record.detail = failure.code.value, failure.detail
+        if not begun:
+            await refusal(scope["path"], failure)(scope, receive, send_marked)
+
+
+def record_of(scope: Scope) -> Record:
+    return cast("Record", scope["state"]["record"])
+
+
+def refusal(path: str, failure: Failure, headers: Mapping[str, str] | None = None) -> Response:
+    """The failure as the API at `path` tells it."""
+    error = openai.error if OPENAI_PART in path else workers_ai.error
+    status = failure.code.meaning.status
+    more = dict(headers or {})
+    if status in {429, 503}:
+        more["retry-after"] = str(ceil(failure.retry_after_s or _RETRY_AFTER_S))
+    if failure.code is Code.UNAUTHENTICATED:
+        more["www-authenticate"] = "Bearer"
+    return Response(error(failure), status, more, JSON)
+
+
+async def no_route(request: Request, exc: Exception) -> Response:
+    """Starlette's 404."""
+    path = request.url.path
+    says = f"Could not route to {path[:_MOST_SHOWN]}, perhaps your object identifier is invalid?"
+    return _told(request, Failure(Code.NO_ROUTE, says))
+
+
+async def wrong_method(request: Request, exc: Exception) -> Response:
+    """Starlette's 405, which knows the methods that are allowed."""
+    assert isinstance(exc, HTTPException)
+    says = f"Method {request.method} not available for that URI"
+    return _told(request, Failure(Code.WRONG_METHOD, says), exc.headers)
+
+
+def _told(request: Request, failure: Failure, headers: Mapping[str, str] | None = None) -> Response:
+    record = record_of(request.scope)
+    record.outcome, record.detail = failure.code.value, failure.detail
+    return refusal(request.url.path, failure, headers)

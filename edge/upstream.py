@@ -1,0 +1,259 @@
+"""Ask regions in order until one answers; when it is lost in mid-answer, go on in the next.
+
+What a token is depends on (seed, index) alone, so a stream that resumes with the ids it has goes on
+as if nothing had happened. Knows token ids, no text, and not how regions are ranked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import anyio
+import msgspec
+
+from routing import wire
+from routing.choose import Choice
+from routing.errors import Code, Failure
+from routing.link import Call, Link
+
+RECONNECT_S = 1.0  # a stream that has begun waits so long for the only link left to come back
+
+# What counts against a region. One that refuses is well, and so is one whose queue outlasts a
+# request's budget.
+_REGION_FAILED = {Code.LOST, Code.UNAVAILABLE, Code.INCOMPATIBLE, Code.INTERNAL}
+_SHOWS_NOTHING = {Code.TIMEOUT, Code.ABORTED}
+# Of several refusals the client is told the first of these: it says most about what to do next.
+_MOST_TELLING = (
+    Code.STALE_TOKENIZER,
+    Code.NO_CAPACITY,
+    Code.INCOMPATIBLE,
+    Code.UNAVAILABLE,
+    Code.LOST,
+)
+
+
+class Regions(Protocol):
+    """Links to regions, and who is told how calls went. `edge.watch.Watch` is one."""
+
+    def link(self, region: str) -> Link[wire.Event]: ...
+    def called(self, region: str) -> None: ...
+    def succeeded(self, region: str) -> None: ...
+    def failed(self, region: str) -> None: ...
+    def abandoned(self, region: str) -> None: ...
+
+
+class Inbox:
+    """Events of one call, in order; its reader takes all that have come at once."""
+
+    def __init__(self) -> None:
+        self._events: list[wire.Event | None] = []
+        self._arrived: anyio.Event | None = None  # there while somebody waits
+
+    def put(self, event: wire.Event | None) -> None:
+        self._events.append(event)
+        if self._arrived is not None:
+            self._arrived.set()
+
+    async def take(self) -> list[wire.Event | None]:
+        """At least one event; None is the end."""
+        if not self._events:
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
+            self._arrived = None
+        events, self._events = self._events, []
+        return events
+
+
+@dataclass(slots=True)
+class _Try:
+    """One region being asked."""
+
+    choice: Choice
+    inbox: Inbox
+    call: Call
+    spoke: bool = False
+
+
+@asynccontextmanager
+async def generate(
+    regions: Regions,
+    choose: Callable[[], Sequence[Choice]],
+    request: wire.Generate,
+    *,
+    max_tries: int,
+) -> AsyncGenerator[Answer, None]:
+    """The answer to `request`. `choose` ranks the regions as they are at the time of each try.
+
+    Leaving the block hangs up, wherever the request is.
+    """
+    answer = Answer(regions, choose, request, max_tries)
+    try:
+        yield answer
+    finally:
+        answer.hang_up()
+
+
+class Answer:
+    """Bursts of events: `Started` once, `Tokens`, and `Finish` last, from as many regions as it
+    takes. Raises Failure when no region goes on."""
+
+    def __init__(
+        self,
+        regions: Regions,
+        choose: Callable[[], Sequence[Choice]],
+        request: wire.Generate,
+        max_tries: int,
+    ) -> None:
+        self.region: str | None = None  # that speaks, or spoke last
+        self.tries: list[Choice] = []
+        self.failures: list[Failure] = []
+        self.generated_ids: list[int] = []
+        self._regions = regions
+        self._choose = choose
+        self._request = request
+        self._max_tries = max_tries
+        self._deadline = anyio.current_time() + request.budget_s
+        self._try: _Try | None = None
+        self._cached_tokens: int | None = None  # None: nothing has started yet
+        self._model_digest: str | None = None  # of what made the first tokens
+        self._done = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[wire.Event]:
+        while not self._done:
+            if self._try is None:
+                if finish := self._finish_unsaid():
+                    self._done = True
+                    return [finish]
+                await self._begin()
+            else:
+                events = await self._try.inbox.take()
+                if burst := self._read(self._try, events):
+                    return burst
+        raise StopAsyncIteration
+
+    def hang_up(self) -> None:
+        if self._try is not None:
+            self._try.call.cancel()
+            if not self._try.spoke:
+                self._regions.abandoned(self._try.choice.region)
+            self._try = None
+
+    def _read(self, asked: _Try, events: list[wire.Event | None]) -> list[wire.Event]:
+        """What the client's side needs to know of these events."""
+        burst: list[wire.Event] = []
+        for event in events:
+            match event:
+                case wire.Tokens(ids):
+                    self._heard(asked)
+                    self.generated_ids.extend(ids)
+                    burst.append(event)
+                case wire.Started(cached_tokens):
+                    self._heard(asked)
+                    if self._cached_tokens is None:
+                        self._cached_tokens = cached_tokens
+                        burst.append(event)
+                case wire.Finish(reason):
+                    self._heard(asked)
+                    self._try, self._done = None, True
+                    burst.append(wire.Finish(reason, self._usage()))
+                    break
+                case wire.Fault(code, detail, retry_after_s):
+                    self._failed(asked, Failure(code, detail, retry_after_s=retry_after_s))
+                    break
+                case None:
+                    self._failed(asked, Failure(Code.LOST, "the stream ended without a last word"))
+        return burst
+
+    def _heard(self, asked: _Try) -> None:
+        if not asked.spoke:
+            asked.spoke = True
+            self.region = asked.choice.region
+            self._model_digest = asked.choice.model.model_digest
+            self._regions.succeeded(self.region)
+
+    def _failed(self, asked: _Try, failure: Failure) -> None:
+        self._try = None
+        self._count(asked.choice.region, failure)
+
+    def _count(self, region: str, failure: Failure) -> None:
+        """A try came to nothing: the breaker hears of it, and the next try follows if one may."""
+        if failure.code in _REGION_FAILED:
+            self._regions.failed(region)
+        elif failure.code in _SHOWS_NOTHING:
+            self._regions.abandoned(region)
+        else:
+            self._regions.succeeded(region)
+        self.failures.append(failure)
+
+    async def _begin(self) -> None:
+        """Ask the next region. Raises Failure when there is none, or none may be asked."""
+        if self.failures and not self.failures[-1].code.elsewhere:
+            raise self.failures[-1]
+        choice = await self._next_choice()
+        if choice is None:
+            raise self._most_telling()
+        self.tries.append(choice)
+        self._regions.called(choice.region)
+        inbox = Inbox()
+        try:
+            call = self._regions.link(choice.region).open_nowait(self._resumed(), inbox.put)
+        except Failure as failure:
+            self._count(choice.region, failure)
+        else:
+            self._try = _Try(choice, inbox, call)
+
+    async def _next_choice(self) -> Choice | None:
+        """The best region not yet asked; for a stream that has begun, at last one once more."""
+        if len(self.tries) >= self._max_tries:
+            return None
+        choices = [
+            choice
+            for choice in self._choose()
+            if self._model_digest in {None, choice.model.model_digest}  # one model to the end
+        ]
+        asked = {choice.region for choice in self.tries}
+        fresh = next((choice for choice in choices if choice.region not in asked), None)
+        if fresh or not choices or not self.generated_ids:
+            return fresh
+        with anyio.move_on_after(RECONNECT_S):
+            await self._regions.link(choices[0].region).wait_connected()
+        return choices[0]
+
+    def _resumed(self) -> wire.Generate:
+        """The request as it stands now: with the ids there are, and the time that is left."""
+        return msgspec.structs.replace(
+            self._request,
+            generated_ids=tuple(self.generated_ids),
+            budget_s=max(0.001, self._deadline - anyio.current_time()),
+        )
+
+    def _finish_unsaid(self) -> wire.Finish | None:
+        """The end, when a region was lost between its last token and saying so."""
+        sampling, ids = self._request.sampling, self.generated_ids
+        if ids and ids[-1] in sampling.stop_ids:
+            return wire.Finish("stop", self._usage())
+        if len(ids) >= sampling.max_tokens:
+            return wire.Finish("length", self._usage())
+        return None
+
+    def _usage(self) -> wire.Usage:
+        """Counted here, so that a stream over several regions counts each token once."""
+        return wire.Usage(
+            prompt_tokens=len(self._request.token_ids),
+            completion_tokens=len(self.generated_ids),
+            cached_tokens=self._cached_tokens or 0,
+        )
+
+    def _most_telling(self) -> Failure:
+        for code in _MOST_TELLING:
+            told = [failure for failure in self.failures if failure.code is code]
+            if told:
+                waits = [failure.retry_after_s for failure in told if failure.retry_after_s]
+                return Failure(code, told[0].detail, retry_after_s=min(waits, default=None))
+        return Failure(Code.UNAVAILABLE, "no region can take the request now")
