@@ -15,7 +15,8 @@ from rich.console import Console
 
 from routing.catalogue import load_catalogue
 from routing.fleetfile import Device, FleetFileError, read_fleet
-from routing.launch import INTERRUPTED, CannotLaunch, Launch, UpSettings, choose_fleet, prepare
+from routing.keys import NoKey
+from routing.launch import INTERRUPTED, Launch, UpSettings, choose_fleet, prepare
 from routing.paths import paths
 from routing.preflight import free_memory_bytes, usable_cores
 from routing.pull import pull_model
@@ -56,7 +57,7 @@ def up(
         folder = model_dir or _pull(layout.fleet.model)
         prepared = prepare(settings, layout, folder, screen.say)
         code = anyio.run(Launch(settings, prepared, screen).run)
-    except (FleetFileError, CannotLaunch) as exc:
+    except (FleetFileError, NoKey, OSError) as exc:
         _fail(str(exc))
     except KeyboardInterrupt:
         code = INTERRUPTED
@@ -79,7 +80,7 @@ def status(
     try:
         seen = anyio.run(status_of, running_fleet(state or paths(os.environ).state))
     except NoFleet as exc:
-        _fail(f"{exc}\nStart one: fleet up")
+        _fail(str(exc))
     if as_json:
         screen.result(msgspec.json.format(msgspec.json.encode(seen)).decode())
     else:

@@ -64,7 +64,7 @@ class WorkerRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     kv_tokens: Annotated[int, Meta(ge=1)] | None = None
     max_step_tokens: Annotated[int, Meta(ge=1)] | None = None
     max_running: Annotated[int, Meta(ge=1)] | None = None
-    max_waiting: Annotated[int, Meta(ge=0)] | None = None
+    max_waiting: Annotated[int, Meta(ge=1)] | None = None
     lease_s: Annotated[float, Meta(gt=0)] | None = None
     threads: Annotated[int, Meta(ge=1)] | None = None
 

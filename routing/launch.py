@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +18,7 @@ import msgspec
 from routing.children import Children, Command, DiedStarting
 from routing.firstrun import Caller, FirstRunFailed, body, curl_line, first_run
 from routing.fleetfile import DATA, Device, FleetFile
+from routing.keys import create_key
 from routing.layout import Ground, lay_out
 from routing.paths import Paths
 from routing.preflight import GB, LEAST_MEMORY_BYTES, SMALL_MEMORY_BYTES
@@ -34,10 +33,6 @@ FAILED, INTERRUPTED = 1, 130  # 130: what a shell says of a program ended by ^C
 # Engines of several workers share the cores: one that has nothing to do must not spin for work,
 # which OpenMP's threads do by default after every step. What the user sets wins.
 IDLE_QUIETLY = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "0"}
-
-
-class CannotLaunch(Exception):
-    """Why there will be no fleet, in words for the person who asked for one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +76,10 @@ def choose_fleet(asked: Path | None, free_memory_bytes: int | None) -> tuple[Pat
 def prepare(
     settings: UpSettings, fleet: FleetFile, model_dir: Path, say: Callable[[str], None]
 ) -> Prepared:
-    """Everything short of starting: folder, secret, key, sockets, command lines."""
+    """Everything short of starting: folder, secret, key, sockets, command lines.
+
+    NoKey, or OSError of a host that is none of this machine's.
+    """
     folder = new_run(settings.paths.state)
     ground = Ground(
         folder=folder,
@@ -94,10 +92,7 @@ def prepare(
     )
     make_secret(ground.secret_file)
     key = create_key(settings.keys_dir, settings.environ, ACCOUNT)
-    try:
-        commands = lay_out(fleet, ground)
-    except OSError as exc:
-        raise CannotLaunch(f"no socket to listen on: {exc}") from exc
+    commands = lay_out(fleet, ground)
     model = fleet.fleet.model
     caller = Caller(edge_url=commands[0].url, account=ACCOUNT, key=key, model=model)
     return Prepared(
@@ -107,22 +102,6 @@ def prepare(
         commands=commands,
         caller=caller,
     )
-
-
-def create_key(keys_dir: Path, environ: Mapping[str, str], account: str) -> str:
-    """A new key for the account, as `edge key create` prints it on its last line."""
-    words = [sys.executable, "-m", "edge", "key", "create", "--account", account]
-    done = subprocess.run(
-        [*words, "--keys-dir", str(keys_dir)],
-        env=environ,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    lines = done.stdout.split()
-    if done.returncode or not lines:
-        raise CannotLaunch(f"edge key create failed:\n{done.stderr.strip()}")
-    return lines[-1]
 
 
 class Launch:

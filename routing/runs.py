@@ -78,7 +78,8 @@ def running_fleet(state: Path) -> RunningFleet:
         run = (state / "run" / "latest").read_text()
         encoded = (state / "run" / run / FILE).read_bytes()
     except FileNotFoundError as exc:
-        raise NoFleet(f"no fleet is running (looked in {state / 'run'})") from exc
+        where = state / "run"
+        raise NoFleet(f"no fleet is running (looked in {where}): start one by fleet up") from exc
     return msgspec.json.decode(encoded, type=RunningFleet)
 
 

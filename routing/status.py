@@ -36,11 +36,13 @@ async def status_of(fleet: RunningFleet) -> Status:
     async def ask(process: RunningProcess) -> None:
         reports.update((report.name, report) for report in await _ask(client, process))
 
-    async with httpx2.AsyncClient(timeout=TIMEOUT_S, headers=headers, trust_env=False) as client:
-        async with anyio.create_task_group() as tasks:
-            for process in fleet.processes:
-                if process.role in {"edge", "front"}:
-                    tasks.start_soon(ask, process)
+    async with (
+        httpx2.AsyncClient(timeout=TIMEOUT_S, headers=headers, trust_env=False) as client,
+        anyio.create_task_group() as tasks,
+    ):
+        for process in fleet.processes:
+            if process.role in {"edge", "front"}:
+                tasks.start_soon(ask, process)
     if not reports:
         raise NoFleet(f"the fleet of run {fleet.run} does not answer; its logs: {fleet.logs}")
     return Status(

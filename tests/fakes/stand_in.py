@@ -1,11 +1,14 @@
 """A server process that stands in for any of a fleet's, for tests of the launcher.
 
 It is ready at once, and answers a run with the words of ANSWER, one a chunk. Run as a program:
-    stand_in.py [dies | never-ready | stubborn | leaves-a-child] ... --fd N
+    stand_in.py [BEHAVIOUR...] --fd N
+BEHAVIOUR: dies, never-ready, stubborn (no SIGTERM ends it), leaves-a-child; of an answer: truncates
+(it ends early), breaks (so does the connection).
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -33,6 +36,8 @@ async def run(request: Request) -> Response:
     async def events() -> AsyncIterator[str]:
         for word in ANSWER:
             yield f'data: {{"response":"{word}"}}\n\n'
+            if "breaks" in sys.argv:
+                os._exit(1)
         yield f'data: {{"response":"","usage":{USAGE}}}\n\n'
         if "truncates" not in sys.argv:
             yield "data: [DONE]\n\n"
