@@ -1,0 +1,92 @@
+"""How a server process of the fleet starts on an inherited socket, and stops when told to."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx2
+import pytest
+
+from routing.serving import address, listening_socket
+
+pytestmark = pytest.mark.system
+
+APP = """
+import sys, anyio, logging
+from contextlib import asynccontextmanager
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.routing import Route
+from routing.serving import serve_app
+
+async def hello(request):
+    return PlainTextResponse("hello")
+
+async def endless(request):
+    async def body():
+        while True:
+            yield b"x"
+            await anyio.sleep(0.01)
+    return StreamingResponse(body())
+
+@asynccontextmanager
+async def lifespan(app):
+    yield
+    if "stubborn" in sys.argv:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(60)
+
+app = Starlette(routes=[Route("/", hello), Route("/endless", endless)], lifespan=lifespan)
+serve_app(app, host="127.0.0.1", port=0, fd=int(sys.argv[1]))
+"""
+
+
+def start(listener: socket.socket, *words: str) -> subprocess.Popen[bytes]:
+    number = listener.fileno()
+    command = [sys.executable, "-c", APP, str(number), *words]
+    return subprocess.Popen(
+        command, pass_fds=[number], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_serves_an_inherited_socket_and_stops_in_time_and_in_silence(number: int) -> None:
+    with listening_socket("127.0.0.1", 0) as listener:
+        process = start(listener)
+        url = address(listener)
+        assert httpx2.get(url, timeout=60, trust_env=False).text == "hello"
+        with httpx2.stream("GET", f"{url}/endless", timeout=60, trust_env=False) as response:
+            assert next(response.iter_bytes())
+            told = time.monotonic()
+            process.send_signal(number)  # with a request that would never end by itself
+            output, _ = process.communicate(timeout=60)
+            took_s = time.monotonic() - told
+    assert process.returncode == 0
+    assert took_s < 5
+    assert output == b""
+
+
+@pytest.mark.slow
+def test_a_process_that_cannot_stop_is_gone_all_the_same() -> None:
+    with listening_socket("127.0.0.1", 0) as listener:
+        process = start(listener, "stubborn")
+        assert httpx2.get(address(listener), timeout=60, trust_env=False).text == "hello"
+        told = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert time.monotonic() - told < 6
+    assert b"more than" in output
+
+
+def test_an_address_is_that_of_the_socket() -> None:
+    with listening_socket("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        assert address(listener) == f"http://127.0.0.1:{port}"
+        with listening_socket("ignored", 0, fd=listener.detach()) as inherited:
+            assert inherited.getsockname()[1] == port
