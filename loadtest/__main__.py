@@ -20,7 +20,9 @@ from routing.runs import NoFleet, running_fleet
 
 ACCOUNT = "loadtest"
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
 news = Console(stderr=True, highlight=False, soft_wrap=True)
 out = Console(highlight=False)
 

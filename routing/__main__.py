@@ -14,19 +14,28 @@ import typer
 from rich.console import Console
 
 from routing.catalogue import load_catalogue
+from routing.errors import Failure
 from routing.fleetfile import Device, FleetFileError, read_fleet
 from routing.keys import NoKey
 from routing.launch import INTERRUPTED, Launch, UpSettings, choose_fleet, prepare
 from routing.paths import paths
 from routing.preflight import free_memory_bytes, usable_cores
-from routing.pull import pull_model
+from routing.pull import PullFailed, pull_model
 from routing.runs import NoFleet, running_fleet
 from routing.screen import Screen
 from routing.status import status_of, table_of
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
 screen = Screen()
 
+# What is told without a trace: the person who typed the command can mend it.
+CANNOT = (FleetFileError, NoKey, PullFailed, Failure, ValueError, OSError)
+
+Catalogue = Annotated[
+    Path | None, typer.Option(help="More rows, in the form of routing/data/models.toml.")
+]
 StateDir = Annotated[Path | None, typer.Option("--state", help="Where runs are kept.")]
 
 
@@ -35,6 +44,7 @@ def up(
     fleet: Annotated[Path | None, typer.Option(help="A fleet file; see routing/data.")] = None,
     device: Annotated[Device, typer.Option(help="auto: a GPU that works, else the CPU.")] = "auto",
     model_dir: Annotated[Path | None, typer.Option(help="A folder, instead of pulling.")] = None,
+    catalogue: Catalogue = None,
     *,
     once: Annotated[bool, typer.Option("--once", help="Stop after the first answer.")] = False,
     first_run: Annotated[bool, typer.Option(help="Ask one question when all is ready.")] = True,
@@ -54,10 +64,10 @@ def up(
     )
     try:
         layout = read_fleet(path)
-        folder = model_dir or _pull(layout.fleet.model)
+        folder = model_dir or _pull(layout.fleet.model, catalogue)
         prepared = prepare(settings, layout, folder, screen.say)
         code = anyio.run(Launch(settings, prepared, screen).run)
-    except (FleetFileError, NoKey, OSError) as exc:
+    except CANNOT as exc:
         _fail(str(exc))
     except KeyboardInterrupt:
         code = INTERRUPTED
@@ -65,9 +75,15 @@ def up(
 
 
 @app.command()
-def pull(model: Annotated[str, typer.Argument(help="As in routing/data/models.toml.")]) -> None:
+def pull(
+    model: Annotated[str, typer.Argument(help="As in routing/data/models.toml.")],
+    catalogue: Catalogue = None,
+) -> None:
     """Fetch a model of the catalogue, unless it is here. Prints its folder."""
-    screen.result(str(_pull(model)))
+    try:
+        screen.result(str(_pull(model, catalogue)))
+    except CANNOT as exc:
+        _fail(str(exc))
 
 
 @app.command()
@@ -87,11 +103,8 @@ def status(
         Console().print(table_of(seen.processes))
 
 
-def _pull(model: str) -> Path:
-    row = load_catalogue().get(model)
-    if row is None:
-        _fail(f"{model}: no such model in the catalogue")
-    return pull_model(row, paths(os.environ).cache)
+def _pull(model: str, catalogue: Path | None) -> Path:
+    return pull_model(load_catalogue(catalogue).row(model), paths(os.environ).cache)
 
 
 def _fail(why: str) -> NoReturn:
