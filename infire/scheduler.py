@@ -70,7 +70,6 @@ class Scheduler:
         self._flights: dict[int, list[_Entry]] = {}  # step: entries of its rows
         self._planned: list[_Entry] = []  # of the plan being made
         self._closes: list[int] = []  # slots to be closed by the next plan
-        self._short = False  # blocks ran out in the plan being made
         self._num_arrived = 0
         self._num_steps = 0
         self._num_preemptions = 0
@@ -152,8 +151,6 @@ class Scheduler:
         Sequences one token behind come first, then those further behind, then new ones.
         """
         assert not self._flights, "one plan is in flight at a time"
-        self._planned = []
-        self._short = False
         budget = self._limits.max_step_tokens
         behind = []
         for entry in self._running:  # preempting removes only entries after this one
@@ -164,8 +161,7 @@ class Scheduler:
         for entry in behind:
             if budget and entry.seq.slot is not None:  # not preempted by one before it
                 budget -= self._give(entry, budget)
-        # Who runs and is short of blocks comes before anyone new.
-        while budget and not self._short and (new := self._next()) and not new.num_adopted:
+        while budget and (new := self._next()) and not new.num_adopted:
             self._start(new)
             budget -= self._give(new, budget)
         return self._render()
@@ -257,9 +253,7 @@ class Scheduler:
         while room < 1 and (victim := self._victim(entry)):
             self._preempt(victim)
             room = self._space.room(seq.block_ids) - seq.num_computed
-        if room < count:
-            self._short = True
-            count = room
+        count = min(count, room)
         if count:
             entry.num_covered = self._space.cover(seq.block_ids, seq.num_computed + count)
         return count
@@ -275,14 +269,15 @@ class Scheduler:
 
     def _preempt(self, victim: _Entry) -> None:
         """Back to the queue, to be computed again from its first token."""
+        if victim.num_planned:  # it has a row in the plan being made
+            victim.num_planned = 0
+            self._planned.remove(victim)
         self._free_slot(victim)
         self._free_blocks(victim)
-        victim.num_planned = 0  # its row, if it had one, leaves the plan
         victim.seq.num_computed = 0
         victim.seq.num_preempted += 1
         _remove(self._running, victim)
         insort(self._waiting, victim, key=_order)
-        self._short = True
         self._num_preemptions += 1
 
     def _free_blocks(self, entry: _Entry) -> None:
@@ -297,7 +292,7 @@ class Scheduler:
         entry.seq.slot = entry.num_sent = None
 
     def _render(self) -> StepPlan:
-        planned = [entry for entry in self._planned if entry.num_planned]
+        planned, self._planned = self._planned, []
         if not planned:
             return StepPlan(step=self._num_steps)
         self._num_steps += 1

@@ -51,6 +51,16 @@ def counting_layout(
     return KVLayout(groups=groups, dtype="float32", model_digest=model_digest)
 
 
+def exported_kv(layout: KVLayout, token_ids: Seq[int]) -> bytes:
+    """What the export of a sequence with these computed tokens holds: per group all K, all V."""
+    content = b""
+    for group in layout.groups:
+        positions = range(group.first_visible(len(token_ids)), len(token_ids))
+        content += array("i", [token_ids[p] for p in positions]).tobytes()
+        content += array("i", positions).tobytes()
+    return content
+
+
 @dataclass(slots=True)
 class _Slot:
     """What a runner remembers of the tenant of a slot."""
@@ -101,7 +111,7 @@ class CountingRunner:
         for n, (group, table) in enumerate(zip(self._layout.groups, block_ids, strict=True)):
             first = group.first_visible(num_tokens)
             values = array("i", self._read(n, table, first, num_tokens))
-            content += values[0::2].tobytes() + values[1::2].tobytes()  # all K, then all V
+            content += values[0::2].tobytes() + values[1::2].tobytes()
         assert len(content) == self._layout.exported_bytes(num_tokens)
         with Path(path).open("xb") as file:
             return file.write(content)

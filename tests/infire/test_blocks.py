@@ -84,6 +84,17 @@ def test_adopted_tables_begin_in_the_window() -> None:
     kv.check([(tables, 14)])
 
 
+def test_fitting_counts_what_stays_in_the_window_and_what_must_be_spared() -> None:
+    kv = space(10)
+    assert kv.fits(32, 0, spare=2)
+    assert not kv.fits(33, 0, spare=2)
+    kv = space(2, window=4)
+    assert kv.fits(15, 14, spare=0)  # positions 8 to 15
+    assert not kv.fits(15, 14, spare=1)
+    assert not kv.fits(15, 0, spare=0)  # computed here, up to four blocks are needed at once
+    assert space(4, window=4).fits(15, 0, spare=0)
+
+
 @pytest.mark.parametrize(
     ("num_blocks", "window", "longest"),
     [

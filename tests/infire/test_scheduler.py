@@ -11,10 +11,10 @@ import pytest
 from infire.admission import Limits, Refusal
 from infire.blocks import BlockPool
 from infire.plan import RowResult, StepPlan
-from infire.request import Step
+from infire.request import Logprob, Step
 from infire.scheduler import Scheduler
 from routing.errors import Code
-from tests.fakes.runner import CountingRunner, counting_layout
+from tests.fakes.runner import CountingRunner, counting_layout, exported_kv
 from tests.fakes.sequences import answer, sequence
 
 
@@ -31,8 +31,9 @@ class Rig:
         chunked: bool = False,
         context_window: int | None = None,
     ) -> None:
-        layout = counting_layout(block_tokens=4, windows=windows, chunked=chunked)
+        self.layout = layout = counting_layout(block_tokens=4, windows=windows, chunked=chunked)
         self.pools = [BlockPool(num_blocks) for _ in windows]
+        self.max_step_tokens = max_step_tokens
         limits = Limits(
             max_step_tokens=max_step_tokens,
             max_running=max_running,
@@ -44,6 +45,7 @@ class Rig:
 
     def plan(self) -> StepPlan:
         plan = self.scheduler.plan()
+        assert sum(row.num_new for row in plan.rows) <= self.max_step_tokens
         self.scheduler.check()
         return plan
 
@@ -55,6 +57,14 @@ class Rig:
     def step(self) -> list[Step]:
         plan = self.plan()
         return self.finish(plan) if plan else []
+
+    def plans(self, count: int) -> list[StepPlan]:
+        """The plans of so many steps, all of them run."""
+        plans = []
+        for _ in range(count):
+            plans.append(self.plan())
+            self.finish(plans[-1])
+        return plans
 
     def drop(self, request_id: str) -> None:
         self.scheduler.drop(request_id)
@@ -115,12 +125,13 @@ def test_higher_priority_goes_first_then_who_came_first() -> None:
     assert [rig.step()[0].request_id for _ in range(4)] == ["urgent", "a", "b", "late"]
 
 
-def test_more_rows_than_tokens_of_a_step_never_run() -> None:
+def test_no_more_run_than_a_step_has_tokens() -> None:
+    """Else those last in order would be given none, while they keep their blocks."""
     rig = Rig(64, max_step_tokens=3, max_running=8)
     for n in range(5):
-        rig.scheduler.add(sequence(f"r{n}", prompt=1, max_tokens=4))
-    assert rig.run_out() == {f"r{n}": answer(1, 4) for n in range(5)}
-    assert rig.scheduler.gauges().running == 0
+        rig.scheduler.add(sequence(f"r{n}", prompt=8), num_adopted=7)
+    assert [adoption.request_id for adoption in rig.scheduler.place()] == ["r0", "r1", "r2"]
+    assert len(rig.plan().rows) == 3
 
 
 def test_plans_tell_the_runner_only_what_is_new() -> None:
@@ -199,10 +210,11 @@ def test_a_sequence_may_fill_the_whole_pool() -> None:
 
 def burst(rig: Rig, *ids: int) -> Step:
     """Commit a plan whose one row had all but the last of `ids` accepted as drafts."""
+    logprobs = tuple(Logprob(token_id, -1.0) for token_id in ids)
     plan = rig.plan()
     row = msgspec.structs.replace(plan.rows[0], draft_ids=ids[:-1])
     plan = msgspec.structs.replace(plan, rows=(row,))
-    (step,) = rig.scheduler.commit(plan, [RowResult(ids)])
+    (step,) = rig.scheduler.commit(plan, [RowResult(ids, logprobs)])
     rig.scheduler.check()
     return step
 
@@ -212,6 +224,7 @@ def test_a_stop_id_cuts_a_burst() -> None:
     rig.scheduler.add(sequence("a", prompt=3, max_tokens=9, stop_ids=(50,), hold=True))
     step = burst(rig, 40, 50, 60)
     assert (step.ids, step.finish, step.num_computed) == ((40, 50), "stop", 4)
+    assert [logprob.token_id for logprob in step.logprobs] == [40, 50]
 
 
 def test_max_tokens_cuts_a_burst() -> None:
@@ -306,7 +319,7 @@ def test_low_priority_gives_way_before_young() -> None:
 
 
 def test_of_equals_the_least_preempted_gives_way() -> None:
-    rig = Rig(9)
+    rig = Rig(12)
     for name in ("old", "middle", "young"):
         rig.scheduler.add(sequence(name, prompt=10, max_tokens=26))
     young = rig.scheduler._entries["young"].seq
@@ -336,11 +349,28 @@ def test_a_row_already_planned_leaves_the_plan_when_it_gives_way() -> None:
     assert rig.num_free == 8
 
 
+def test_who_gave_way_computes_nothing_in_the_same_step(tmp_path: Path) -> None:
+    """Two prompts are behind; the first takes the second's only block, and tokens are left over."""
+    rig = Rig(8, max_step_tokens=4)
+    rig.scheduler.add(sequence("first", prompt=14, priority=1), num_adopted=4)
+    rig.scheduler.add(sequence("second", prompt=16), num_adopted=4)
+    rig.scheduler.add(sequence("held", prompt=16, max_tokens=1, hold=True), num_adopted=15)
+    for adoption in rig.scheduler.place():
+        path = tmp_path / adoption.request_id
+        path.write_bytes(exported_kv(rig.layout, range(adoption.num_tokens)))
+        rig.runner.adopt(adoption.block_ids, adoption.num_tokens, str(path))
+    starts = [[row.start for row in plan.rows] for plan in rig.plans(4)]
+    assert starts == [[15, 4], [7], [11], [12]]
+    assert rig.scheduler.gauges().preemptions == 1
+    rig.drop("held")
+    assert rig.run_out() == {"first": answer(14, 4)[1:], "second": answer(16, 4)}
+
+
 def test_a_newcomer_must_leave_room_to_those_who_run() -> None:
     rig = Rig(8)
     rig.scheduler.add(sequence("a", prompt=4, max_tokens=20))
     rig.step()
-    rig.scheduler.add(sequence("b", prompt=25, max_tokens=1))  # 7 blocks: none left for `a`
+    rig.scheduler.add(sequence("b", prompt=24, max_tokens=1))  # 6 blocks: none left for `a`
     assert shape(rig.plan()) == [(0, 1)]
     rig.drop("a")
 
@@ -405,7 +435,7 @@ class Walk:
             return
         name = next(self.names)
         path, num_tokens = self.rng.choice(self.exports)
-        behind = self.rng.randint(1, 3)
+        behind = self.rng.randint(1, max(1, 51 - num_tokens) // 2)
         more = self.rng.randint(1, 52 - num_tokens - behind)
         # The KV may end anywhere: inside the prompt, at its end, in what was generated.
         prompt = self.rng.randint(1, num_tokens + behind)
