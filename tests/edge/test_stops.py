@@ -69,6 +69,10 @@ def test_a_stop_that_begins_like_itself_is_found() -> None:
     assert through(("aab",), list("aaab")) == ("a", 3)
 
 
+def test_a_stop_that_ends_two_longer_beginnings_is_found() -> None:
+    assert through(("acb", "bacc", "c"), ["bac"]) == ("ba", 0)
+
+
 def test_no_stops_hold_nothing() -> None:
     text = StopText(())
     assert text.push("anything") == "anything"

@@ -197,6 +197,15 @@ class TestSpecialTokensInText:
         spec = msgspec.json.decode(byte_level().tokenizer_json)
         assert SpecialTokens(spec).secret_ids.keys() != SpecialTokens(spec).secret_ids.keys()
 
+    def test_a_model_still_knows_its_unknown_token(self) -> None:
+        spec = msgspec.json.decode(sentencepiece().tokenizer_json)
+        spec["model"]["byte_fallback"] = False
+        text = load(replaced(sentencepiece(), spec))
+        reference = Tokenizer.from_str(msgspec.json.encode(spec).decode())
+        ids = list(text.encode_prompt(Ask(model="m", prompt="the ☃ dog", raw=True)))
+        assert 0 in ids
+        assert ids == reference.encode("the ☃ dog").ids
+
     def test_a_unigram_model_hides_them_too(self) -> None:
         pieces = [["<unk>", 0.0], ["</s>", 0.0], *([c, -1.0] for c in "▁abc</s>")]
         spec = {
