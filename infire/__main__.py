@@ -81,7 +81,7 @@ def serve(  # noqa: PLR0913  one parameter a flag
         block_tokens=block_tokens,
         max_step_tokens=max_step_tokens,
         max_running=max_running,
-        threads=threads or os.cpu_count() or 1,
+        threads=threads or usable_cpus(),
     )
     serve_process(settings.fd, lambda: load(settings))
 
@@ -112,6 +112,13 @@ def pull(
     except PullError as error:
         print(f"infire pull: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
+
+
+def usable_cpus() -> int:
+    """What this process may run on: a container or `taskset` may leave less than there is."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def load(settings: Settings) -> tuple[Hello, Engine]:

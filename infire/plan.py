@@ -68,7 +68,11 @@ class Runner(Protocol):
         """One forward pass; one result a row, in the plan's order."""
 
     def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str) -> int:
-        """Write KV to a new file at `path`, laid out as `KVLayout.exported_bytes`; its size."""
+        """Write KV to a new file at `path`, laid out as `KVLayout.exported_bytes`; its size.
+
+        `block_ids` is a block table a group, as rows have it: what lies before a window is a hole
+        (see `infire.blocks`), which neither this nor `adopt` touches.
+        """
 
     def adopt(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str) -> None:
         """Read what `export` wrote into these blocks. ValueError on a file of another size."""
