@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import logging
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +42,7 @@ from routing.secret import bearer
 logger = logging.getLogger(__name__)
 
 WINDOW = 32  # events that a stream may be ahead of its reader
+FRAME_BYTES = 8 * 2**20  # that requests of one tick fill before another frame is begun
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0  # between tries to connect
 
 Ev = TypeVar("Ev")
@@ -196,9 +197,23 @@ class Link(Generic[Ev]):
     async def _write(self, socket: Socket) -> None:
         while True:
             await self._wake.wait()
-            acts, self._acts = self._acts, []
-            self.stats.frames_sent += 1
-            await socket.send(self._encoder.encode(acts))
+            for frame in self._frames():
+                self.stats.frames_sent += 1
+                await socket.send(frame)
+
+    def _frames(self) -> Iterator[bytes]:
+        """What there is to say; one frame, but for requests too large to go together."""
+        acts, self._acts = self._acts, []
+        frame: list[msgspec.Raw] = []
+        num_bytes = 0
+        for act in acts:
+            encoded = self._encoder.encode(act)
+            if frame and num_bytes + len(encoded) > FRAME_BYTES:
+                yield self._encoder.encode(frame)
+                frame, num_bytes = [], 0
+            frame.append(msgspec.Raw(encoded))
+            num_bytes += len(encoded)
+        yield self._encoder.encode(frame)
 
     async def _beat(self, patience: Patience) -> None:
         while True:

@@ -32,8 +32,8 @@ class Credit(Struct, frozen=True, array_like=True, tag=2):
     num_events: int  # more that may be sent
 
 
-class Batch(Struct, Generic[Ev], frozen=True, array_like=True):
-    """What one stream has to say in one frame."""
+class Batch(Struct, Generic[Ev], frozen=True, array_like=True, gc=False):
+    """What one stream has to say in one frame. (In no cycle: the collector need not follow it.)"""
 
     id: int
     events: tuple[Ev, ...]
@@ -52,9 +52,9 @@ def batches_decoder(events: Any) -> msgspec.msgpack.Decoder[list[Any]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How soon a link notices things, in seconds."""
+    """How soon a link notices things, in seconds. Both ends must go by the same."""
 
-    beat_s: float = 5.0  # a frame goes out at least this often
+    beat_s: float = 2.5  # a frame goes out at least this often
     silence_s: float = 10.0  # a peer not heard for so long is gone
     stall_s: float = 60.0  # a reader that takes nothing for so long loses its stream
 

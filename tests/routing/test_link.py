@@ -35,6 +35,7 @@ class Ask(msgspec.Struct, frozen=True):
     first: int
     num_tokens: int
     then: str = "finish"  # or: fail, break, hang
+    ballast: bytes = b""
 
 
 class Answerer:
@@ -135,8 +136,8 @@ class Heard:
 
 @pytest.mark.parametrize("num_streams", [1, 200, 1000])
 async def test_every_stream_gets_all_of_its_tokens_in_order_and_no_others(num_streams: int) -> None:
-    server = Answerer()
-    async with serving(server.app) as url, linked(url) as link:
+    server = Answerer(pace=Pace())
+    async with serving(server.app) as url, linked(url, pace=Pace()) as link:
         heard = [Heard() for _ in range(num_streams)]
         for number, sink in enumerate(heard):
             link.open_nowait(Ask(first=1000 * number, num_tokens=50 + number % 7), sink)
@@ -164,6 +165,18 @@ async def test_what_all_streams_say_in_one_tick_is_one_frame() -> None:
         for sink in heard:
             await sink.wait()
         assert (server.stats.frames_sent, link.stats.frames_received) == (1, 1)
+
+
+async def test_requests_too_large_for_one_frame_go_in_several() -> None:
+    server = Answerer(pace=Pace())
+    async with serving(server.app) as url, linked(url, pace=Pace()) as link:
+        heard = [Heard() for _ in range(20)]
+        for number, sink in enumerate(heard):  # 100 MB in one tick: no server takes such a frame
+            ask = Ask(first=10 * number, num_tokens=2, ballast=bytes(5_000_000))
+            link.open_nowait(ask, sink)
+        for number, sink in enumerate(heard):
+            assert await sink.wait() == finish(2)
+            assert sink.ids == [10 * number, 10 * number + 1]
 
 
 async def test_hanging_up_cancels_the_answer_and_nothing_more_is_heard() -> None:
