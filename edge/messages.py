@@ -9,6 +9,8 @@ import msgspec
 from edge.ask import Message
 from edge.checks import BadField, Fields, as_fields, mismatch, required
 
+_MAX_DEPTH = 100  # of a tool call's arguments
+
 # A developer's message is a system message to models that were trained before the role was named.
 _ROLES = {
     "system": "system",
@@ -92,14 +94,25 @@ def _tool_call(call: Fields) -> dict[str, Any]:
 
 def _arguments(function: Fields) -> Any:
     """An object where it can be one: OpenAI's shape spells it as a string of JSON."""
-    arguments = function.value("arguments")
+    at, arguments = function.at("arguments"), function.value("arguments")
     if arguments is None:
         return {}
     if isinstance(arguments, dict):
-        return arguments
+        return _shallow(at, arguments)
     if not isinstance(arguments, str):
-        raise mismatch(function.at("arguments"), arguments, "object", "string")
+        raise mismatch(at, arguments, "object", "string")
     try:
-        return msgspec.json.decode(arguments)
+        return _shallow(at, msgspec.json.decode(arguments))
     except (ValueError, RecursionError):
         return arguments
+
+
+def _shallow(pointer: str, value: Any) -> Any:
+    """The value, if it is nested little enough for what walks it later to recurse."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(_MAX_DEPTH):
+        lists = [one.values() if isinstance(one, dict) else one for one in level]
+        level = [one for inner in lists for one in inner if isinstance(one, dict | list)]
+        if not level:
+            return value
+    raise BadField(pointer, f"'{pointer}' is nested more than {_MAX_DEPTH} deep")

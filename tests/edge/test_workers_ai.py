@@ -312,11 +312,30 @@ class TestBodies:
     def test_json_that_is_no_object_is_refused(self, body: bytes) -> None:
         assert "Type mismatch of '/'" in refused(native, body).detail
 
-    def test_tool_arguments_nested_too_deeply_stay_text(self) -> None:
-        call = {"name": "f", "arguments": "[" * 100_000}
+    def test_tool_arguments_that_are_no_json_stay_text(self) -> None:
+        assert self.arguments("[" * 100_000) == "[" * 100_000
+        assert self.arguments("7") == 7
+        assert self.arguments('{"a": [1, {"b": []}]}') == {"a": [1, {"b": []}]}
+
+    @pytest.mark.parametrize("spell", [lambda nested: nested, json.dumps])
+    def test_tool_arguments_nested_too_deeply_are_refused(self, spell: Any) -> None:
+        """The decoder takes some 1,000 levels, more than what walks them later can."""
+
+        def nested(depth: int) -> Any:
+            return spell(json.loads('{"a":' * depth + "1" + "}" * depth))
+
+        assert self.arguments(nested(100))
+        for depth in (101, 800):
+            call = {"name": "f", "arguments": nested(depth)}
+            body = {"messages": [{"role": "assistant", "tool_calls": [call]}]}
+            assert refused(native, body).pointer == "/messages/0/tool_calls/0/arguments"
+
+    def arguments(self, spelled: Any) -> Any:
+        """What becomes of a tool call's arguments."""
+        call = {"name": "f", "arguments": spelled}
         asked = ask(messages=[{"role": "assistant", "tool_calls": [call]}])
         assert asked.messages is not None
-        assert asked.messages[0]["tool_calls"][0]["function"]["arguments"] == "[" * 100_000
+        return asked.messages[0]["tool_calls"][0]["function"]["arguments"]
 
     @settings(deadline=None, derandomize=True, max_examples=500)
     @given(nearly_a_request | anything)
