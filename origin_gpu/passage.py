@@ -201,13 +201,9 @@ class Passage:
         return min(EXPECTED_OUTPUT, max(0, self.request.sampling.max_tokens - len(self.ids)))
 
     def _so_far(self) -> wire.Generate:
-        """The request as the next worker gets it: with the output so far, and the time left.
-
-        On a second try its id is another: the worker may still be dropping the first.
-        """
+        """The request as the next worker gets it: with the output so far, and the time left."""
         return msgspec.structs.replace(
             self.request,
-            request_id=self.request.request_id + ("+" if self.second_try else ""),
             generated_ids=tuple(self.ids),
             budget_s=max(0.0, self.request.budget_s - self.elapsed_s),
         )
