@@ -104,10 +104,10 @@ def worker(  # noqa: PLR0913  one parameter a flag
     ),
 ) -> None:
     """A worker: prefills for others, decodes for others, or both."""
-    from origin_gpu.worker import run
+    from origin_gpu.worker_app import run
 
     logs.start(name)
-    run(
+    code = run(
         WorkerSettings(
             name=name,
             region=region,
@@ -130,6 +130,7 @@ def worker(  # noqa: PLR0913  one parameter a flag
             threads=threads,
         )
     )
+    raise typer.Exit(code)
 
 
 def main() -> None:

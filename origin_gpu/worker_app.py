@@ -1,0 +1,176 @@
+"""A worker process: its roles behind one link, its KV door, and what it says of itself."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
+
+import anyio
+from msgspec import json, msgpack
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from origin_gpu.decode import DecodeRole
+from origin_gpu.engine_link import EngineGone
+from origin_gpu.handover import Prefill, Resume, Watch, Watched, WorkerEvent, WorkerRequest
+from origin_gpu.kv_transfer import KVDoor, kv_folder
+from origin_gpu.models import FolderError
+from origin_gpu.prefill import PrefillRole
+from origin_gpu.settings import WorkerSettings
+from origin_gpu.worker import Worker
+from origin_gpu.worker_metrics import EngineCollector, WorkerMetrics
+from routing import wire
+from routing.link_flow import Wake
+from routing.link_frames import Pace
+from routing.link_server import Stream, link_route
+from routing.secret import NeedsSecret, read_secret
+from routing.serving import address, listening_socket, serve_app
+
+logger = logging.getLogger(__name__)
+
+TELL_EVERY_S = 1.0
+TELL_AT_MOST_EVERY_S = 0.05
+
+
+class WorkerApp:
+    """What one worker process owns, and who answers what."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.prefill = PrefillRole(worker)
+        self.decode = DecodeRole(worker)
+        self.door = KVDoor(worker.settings.host, worker.secret, self.prefill)
+        self.gone: EngineGone | None = None  # why this process has to end
+
+    async def serve(self, stream: Stream[WorkerRequest, WorkerEvent]) -> None:
+        """Answer one stream of a link. Raises Failure."""
+        match stream.request:
+            case Watch(peers):
+                self.decode.peers = {peer.name: peer for peer in peers}
+                await self._watch(stream)
+            case Prefill(request):
+                async with self.worker.answering("prefill", request) as answered:
+                    await self.prefill.serve(request, stream, answered)
+            case Resume(request, prefilled):
+                async with self.worker.answering("decode", request) as answered:
+                    await self.decode.serve(request, prefilled, stream, answered)
+            case wire.Generate() as request:
+                async with self.worker.answering("both", request) as answered:
+                    await self.decode.serve_whole(request, stream, answered)
+
+    async def keep_engine(self) -> None:
+        """Until cancelled, or until no engine can be kept: then this process stops."""
+        try:
+            await self.worker.engine.run()
+        except EngineGone as gone:
+            self.gone = gone
+            logger.error("no engine", extra={"fields": {"reason": str(gone)}})
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    async def _watch(self, stream: Stream[WorkerRequest, WorkerEvent]) -> None:
+        """Say how this worker is, on change and every second, as long as somebody listens."""
+        engine, changed = self.worker.engine, Wake()
+        engine.listeners.add(changed)
+        try:
+            while True:
+                digest = engine.hello.layout.digest if engine.hello else ""
+                stream.send(Watched(self.worker.report(), self.door.address, digest))
+                await anyio.sleep(TELL_AT_MOST_EVERY_S)
+                with anyio.move_on_after(TELL_EVERY_S):
+                    await changed.wait()
+        finally:
+            engine.listeners.discard(changed)
+
+
+@contextmanager
+def worker_app(
+    settings: WorkerSettings, secret: str, url: str, registry: CollectorRegistry
+) -> Generator[WorkerApp, None, None]:
+    """A worker that is reached at `url`; its files are gone when the block is left.
+
+    Raises FolderError.
+    """
+    with kv_folder() as folder:
+        worker = Worker(settings, secret, url, folder, WorkerMetrics(registry))
+        registry.register(EngineCollector(lambda: worker.engine.gauges))
+        yield WorkerApp(worker)
+
+
+class Pages:
+    """What a worker answers to plain GETs."""
+
+    def __init__(self, worker: Worker, registry: CollectorRegistry) -> None:
+        self._worker = worker
+        self._registry = registry
+
+    def routes(self) -> list[Route]:
+        guard = [Middleware(NeedsSecret, secret=self._worker.secret)]
+        return [
+            Route("/v1/report", self._report, middleware=guard),
+            Route("/v1/assets/{digest}", self._assets, middleware=guard),
+            Route("/health", self._health),
+            Route("/ready", self._ready),
+            Route("/metrics", self._metrics),
+        ]
+
+    async def _report(self, request: Request) -> Response:
+        return Response(json.encode(self._worker.report()), media_type="application/json")
+
+    async def _assets(self, request: Request) -> Response:
+        if request.path_params["digest"] != self._worker.assets_digest:
+            return PlainTextResponse("this worker has other assets", status_code=404)
+        return Response(msgpack.encode(self._worker.assets), media_type="application/vnd.msgpack")
+
+    async def _health(self, request: Request) -> Response:
+        return PlainTextResponse("ok")
+
+    async def _ready(self, request: Request) -> Response:
+        if self._worker.engine.fresh:
+            return PlainTextResponse("ready")
+        return PlainTextResponse("the engine is not up, or says nothing", status_code=503)
+
+    async def _metrics(self, request: Request) -> Response:
+        return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def create_app(
+    app: WorkerApp, registry: CollectorRegistry, *, pace: Pace | None = None
+) -> Starlette:
+    """The worker as an ASGI app."""
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(app.keep_engine)
+            tasks.start_soon(app.door.run)
+            yield
+            tasks.cancel_scope.cancel()
+
+    link = link_route(app.serve, requests=WorkerRequest, secret=app.worker.secret, pace=pace)
+    return Starlette(routes=[link, *Pages(app.worker, registry).routes()], lifespan=lifespan)
+
+
+def run(settings: WorkerSettings) -> int:
+    """Serve until told to stop by SIGTERM or SIGINT; the exit code."""
+    secret = read_secret(settings.secret_file)
+    listener = listening_socket(settings.host, settings.port, settings.fd)
+    registry = CollectorRegistry()
+    try:
+        with worker_app(settings, secret, address(listener), registry) as app:
+            serve_app(
+                create_app(app, registry),
+                host=settings.host,
+                port=settings.port,
+                fd=listener.detach(),
+            )
+    except FolderError as error:
+        logger.error("no model", extra={"fields": {"reason": str(error)}})
+        return 1
+    return 1 if app.gone else 0
