@@ -16,6 +16,7 @@ import anyio
 import msgspec
 
 from routing.children import Children, Command, DiedStarting
+from routing.engines import engine_lines
 from routing.firstrun import Caller, FirstRunFailed, body, curl_line, first_run
 from routing.fleetfile import DATA, Device, FleetFile
 from routing.keys import create_key
@@ -144,6 +145,8 @@ class Launch:
         self._screen.say(f"Starting {len(names)} processes; logs in {ready.folder / 'logs'}")
         with self._screen.starting(names) as on_ready:
             await self._children.wait_ready(on_ready, within_s=READY_WITHIN_S)
+        for line in engine_lines(command.log for command in ready.commands):
+            self._screen.say(f"Engines: {line}")
         self._screen.result(f"Edge: {ready.caller.edge_url}")
         if self._settings.first_run:
             await self._show_first_run()

@@ -1,0 +1,27 @@
+"""What is told of the engines, from logs as their workers write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from routing.engines import engine_lines
+
+UP = '{"level":"info","event":"engine up","device":"cpu","dtype":"bfloat16","threads":2}\n'
+WHY = '{"level":"info","event":"device cpu: no CUDA device is visible"}\n'
+
+
+def test_engines_that_say_the_same_are_one_line(tmp_path: Path) -> None:
+    logs = [tmp_path / name for name in ("a.log", "b.log", "c.log")]
+    logs[0].write_text("Some library warns\n" + WHY + UP + '{"event":"request","id":"x"}\n')
+    logs[1].write_text(WHY + UP)
+    logs[2].write_text(WHY + UP.replace("bfloat16", "float32"))
+    assert engine_lines(logs) == [
+        "device cpu: no CUDA device is visible; bfloat16, 2 threads",
+        "device cpu: no CUDA device is visible; float32, 2 threads",
+    ]
+
+
+def test_an_engine_that_never_came_up_says_nothing(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    log.write_text(WHY + "Traceback ...\n")
+    assert engine_lines([log]) == []
