@@ -38,7 +38,7 @@ KeysDir = Annotated[Path, typer.Option(help="Keys and revocations.", file_okay=F
 @app.command()
 def serve(  # noqa: PLR0913  one parameter a flag
     *,
-    fleet: Annotated[Path, typer.Option(help="TOML or JSON file: where the regions are.", dir_okay=False)],
+    fleet: Annotated[Path, typer.Option(help="TOML or JSON: where regions are.", dir_okay=False)],
     secret_file: Annotated[Path, typer.Option(help="Holds the fleet's secret.", dir_okay=False)],
     name: Annotated[str, typer.Option(help="Of this process, in logs and reports.")] = "edge",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

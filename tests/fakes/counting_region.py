@@ -141,22 +141,23 @@ class CountingRegion:
         await self.started_gate(request, len(request.generated_ids))
         if self.says_started:
             stream.send(wire.Started(self.cached_tokens))
-        output = list(request.generated_ids)
-        while (finish := _finish(request, output)) is None:
-            await self.gate(request, len(output))
-            ids = []
-            while len(ids) < self.burst and _finish(request, [*output, *ids]) is None:
-                ids.append(([*request.token_ids, *output, *ids][-1] + 1) % 256)
-            output += ids
+        last = (request.token_ids + request.generated_ids)[-1]
+        count = len(request.generated_ids)
+        while (finish := _finish(request, count, last)) is None:
+            await self.gate(request, count)
+            ids: list[int] = []
+            while len(ids) < self.burst and _finish(request, count, last) is None:
+                last, count = (last + 1) % 256, count + 1
+                ids.append(last)
             stream.send(wire.Tokens(tuple(ids), _logprobs(request, ids)))
         stream.send(finish)
 
 
-def _finish(request: wire.Generate, output: list[int]) -> wire.Finish | None:
-    usage = wire.Usage(prompt_tokens=len(request.token_ids), completion_tokens=len(output))
-    if output and output[-1] in request.sampling.stop_ids:
+def _finish(request: wire.Generate, count: int, last: int) -> wire.Finish | None:
+    usage = wire.Usage(prompt_tokens=len(request.token_ids), completion_tokens=count)
+    if count and last in request.sampling.stop_ids:
         return wire.Finish("stop", usage)
-    return wire.Finish("length", usage) if len(output) >= request.sampling.max_tokens else None
+    return wire.Finish("length", usage) if count >= request.sampling.max_tokens else None
 
 
 def _logprobs(request: wire.Generate, ids: list[int]) -> tuple[wire.Logprob, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ from typing import Any
 import anyio
 import httpx2
 import msgspec
+from anyio.abc import SocketAttribute, SocketStream
 
 from edge import keys
 from edge.app import create_app, unix_time
 from edge.settings import Settings
 from routing.region import Region
+from routing.serving import listening_socket
 from tests.fakes.counting_region import MODEL, SECRET
 from tests.fakes.serving import serving
 
@@ -83,19 +85,22 @@ class EdgeClient:
             while await self.metric(name, **labels) != value:
                 await anyio.sleep(0.01)
 
-    @contextmanager
-    def connection(self, body: bytes, *, receive_bytes: int | None = None) -> Any:
-        """A bare connection that has sent `body` to `run_url`, and reads only what it is told."""
+    async def connect(
+        self, body: bytes, *, content_length: int | None = None, receive_bytes: int | None = None
+    ) -> SocketStream:
+        """A bare connection that has sent `body` to `run_url`; `receive_bytes`: what its kernel
+        takes before the edge has to wait for it."""
         host, port = self.url.removeprefix("http://").split(":")
-        with socket.socket() as sock:
-            if receive_bytes is not None:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-            sock.connect((host, int(port)))
-            head = f"POST {self.run_url.removeprefix(self.url)} HTTP/1.1\r\nhost: edge\r\n"
-            for name, value in self.headers().items():
-                head += f"{name}: {value}\r\n"
-            sock.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
-            yield sock
+        stream = await anyio.connect_tcp(host, int(port))
+        if receive_bytes is not None:
+            sock = stream.extra(SocketAttribute.raw_socket)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        length = len(body) if content_length is None else content_length
+        lines = [f"POST {self.run_url.removeprefix(self.url)} HTTP/1.1", "host: edge"]
+        lines += [f"{name}: {value}" for name, value in self.headers().items()]
+        lines += [f"content-length: {length}", "", ""]
+        await stream.send("\r\n".join(lines).encode() + body)
+        return stream
 
 
 async def frames(response: httpx2.Response) -> AsyncIterator[dict[str, Any] | str]:
@@ -130,14 +135,25 @@ def settings(home: Path, regions: Sequence[Region], **more: Any) -> Settings:
 
 @asynccontextmanager
 async def edge_over(
-    home: Path, regions: Sequence[Region], *, wait_ready: bool = True, **more: Any
+    home: Path,
+    regions: Sequence[Region],
+    *,
+    wait_ready: bool = True,
+    send_bytes: int | None = None,
+    **more: Any,
 ) -> AsyncGenerator[EdgeClient, None]:
-    """An edge over `regions`, ready; `more` are settings."""
+    """An edge over `regions`, ready; `more` are settings.
+
+    `send_bytes`: what the kernel takes of an answer before the edge has to wait for the client.
+    """
+    listener = listening_socket("127.0.0.1", 0)
+    if send_bytes is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_bytes)
     made = settings(home, regions, **more)
     key = keys.create(made.keys_dir, ACCOUNT, days=1, now=unix_time())
     limits = httpx2.Limits(max_connections=500, max_keepalive_connections=20)
     async with (
-        serving(create_app(made)) as url,
+        serving(create_app(made), listener) as url,
         httpx2.AsyncClient(trust_env=False, timeout=30, limits=limits) as http,
     ):
         client = EdgeClient(url=url, key=key, http=http)
