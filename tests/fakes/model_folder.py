@@ -69,15 +69,13 @@ def make_counting_folder(folder: Path) -> Path:
     ):
         (folder / name).write_text(json.dumps(content, indent=2))
     (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")  # no tensors
-    files = {
-        path.name: sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.iterdir())
-        if path.name != "edgefire.json"
-    }
+    files = {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name != "edgefire.json"}
+    digests = {name: sha256(content).hexdigest() for name, content in files.items()}
     about = {
         "source": "path:counting",
-        "model_digest": files["model.safetensors"],
-        "files": files,
+        "model_digest": digests["model.safetensors"],
+        "files": digests,
+        "sizes": {name: len(content) for name, content in files.items()},
     }
     (folder / "edgefire.json").write_text(json.dumps(about, indent=2))
     return folder
