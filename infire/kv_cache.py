@@ -1,0 +1,115 @@
+"""The KV of every layer, in blocks; out to a file and in from one. Knows no sequence."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from infire.kv_layout import KVGroup, KVLayout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCache:
+    """Views of one layer's part of its group. Each (N, P, K, D): blocks, tokens, heads, size."""
+
+    group: int  # index of the KV group whose block tables hold
+    k: Tensor
+    v: Tensor
+
+    def write(self, k: Tensor, v: Tensor, cells: Tensor) -> None:
+        """Put the KV of T tokens, (T, K, D) each, into `cells`: (T,) int64, block * P + offset."""
+        self.k.flatten(0, 1).index_copy_(0, cells, k)
+        self.v.flatten(0, 1).index_copy_(0, cells, v)
+
+
+class KVCache:
+    """One tensor a group, (layers, planes, N, P, heads, size); zero until written."""
+
+    def __init__(self, layout: KVLayout, num_blocks: Seq[int], device: torch.device) -> None:
+        self.layout = layout
+        self._groups = tuple(
+            _zeros(
+                (len(g.layers), g.planes, count, g.block_tokens, g.num_heads, g.head_dim),
+                getattr(torch, layout.dtype),
+                device,
+            )
+            for g, count in zip(layout.groups, num_blocks, strict=True)
+        )
+        views = {
+            layer: LayerCache(group=n, k=cache[i, 0], v=cache[i, -1])
+            for n, (group, cache) in enumerate(zip(layout.groups, self._groups, strict=True))
+            for i, layer in enumerate(group.layers)
+        }
+        self.layers = tuple(views[layer] for layer in sorted(views))
+
+    def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str) -> int:
+        """Write the visible KV of `num_tokens` tokens to a new file at `path`; its size in bytes.
+
+        Laid out as `KVLayout.exported_bytes`. A file that cannot be finished is removed.
+        """
+        file = Path(path).open("xb")  # noqa: SIM115  a file that was here before is not removed
+        try:
+            with file:
+                for layer, cells in self._visible(block_ids, num_tokens):
+                    file.write(_bytes(layer.index_select(1, cells).cpu()))
+                return file.tell()
+        except OSError:
+            Path(path).unlink()
+            raise
+
+    def adopt(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str) -> None:
+        """Read what `export` wrote into these blocks. ValueError if its size is another."""
+        expected = self.layout.exported_bytes(num_tokens)
+        with Path(path).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != expected:
+                raise ValueError(f"{size} bytes for the KV of {num_tokens} tokens, not {expected}")
+            for layer, cells in self._visible(block_ids, num_tokens):
+                shape = (layer.shape[0], len(cells), *layer.shape[2:])
+                tokens = torch.empty(shape, dtype=layer.dtype)
+                if file.readinto(_bytes(tokens)) != tokens.nbytes:
+                    raise ValueError(f"{path} became shorter while it was read")
+                layer.index_copy_(1, cells, tokens.to(layer.device))
+
+    def _visible(
+        self, block_ids: Seq[Seq[int]], num_tokens: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each layer as (planes, cells, heads, size), and the cells that hold visible tokens."""
+        for group, cache, table in zip(self.layout.groups, self._groups, block_ids, strict=True):
+            positions = np.arange(group.first_visible(num_tokens), num_tokens)
+            cells = torch.from_numpy(cells_of(group, np.asarray(table), positions))
+            for layer in cache.flatten(2, 3):
+                yield layer, cells.to(cache.device)
+
+
+def cells_of(
+    group: KVGroup, table: NDArray[np.integer], positions: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Where the KV of `positions` lies in the group: block * P + offset, (T,)."""
+    blocks, offsets = np.divmod(positions, group.block_tokens)
+    return table[blocks].astype(np.int64) * group.block_tokens + offsets
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros, as what is masked is still multiplied by 0, and garbage may be NaN.
+
+    On CPU they take no memory before they are written, unlike those of `torch.zeros`.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    content = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
+    return torch.from_numpy(content).view(dtype).view(shape)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on CPU, of any type."""
+    return tensor.view(-1).view(torch.uint8).numpy().data

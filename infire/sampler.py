@@ -1,0 +1,182 @@
+"""From logits to the next ids, row by row as each request asks. Knows no model and no KV.
+
+In this order: logit_bias, repetition penalty, frequency and presence penalties; then the likeliest
+id (temperature 0), or temperature, top_k, top_p, min_p and a draw. Log probabilities are the
+model's own, before any of it. What a row gets depends on its own logits, its own request and the
+position of the token: on no neighbour, no earlier draw, no device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from infire.history import History, Penalties
+from infire.kernels.draw import Filters, draw, draw_filtered, largest, uniform
+from infire.plan import RowResult, SlotOpen
+from infire.request import Logprob, SamplingParams
+
+# What decides how a row is computed; one record a slot.
+_KNOBS = np.dtype(
+    [
+        ("temperature", np.float32),
+        ("top_k", np.int64),
+        ("top_p", np.float64),
+        ("min_p", np.float64),
+        ("repetition", np.float32),
+        ("frequency", np.float32),
+        ("presence", np.float32),
+        ("num_top", np.int64),
+        ("drawn", np.bool_),
+        ("filtered", np.bool_),
+        ("penalised", np.bool_),
+        ("biased", np.bool_),
+        ("explained", np.bool_),  # log probabilities are wanted
+    ]
+)
+_GREEDY_BELOW = 1e-5  # a temperature by which float32 logits can no longer be divided
+_LOWEST, _HIGHEST = torch.finfo(torch.float32).min, torch.finfo(torch.float32).max
+
+_Knobs: TypeAlias = NDArray[np.void]
+
+
+class Sampler:
+    """Keeps how each slot samples. One transfer from the device a step: the ids.
+
+    Log probabilities take three more; filters that may keep more than 256 ids one more.
+    """
+
+    def __init__(self, *, vocab_size: int, num_slots: int, device: torch.device) -> None:
+        self._vocab_size = vocab_size
+        self._device = device
+        self._knobs = np.zeros(num_slots, _KNOBS)
+        self._seeds = [0] * num_slots
+        self._biases: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
+        self._history = History(num_slots, vocab_size, device)
+
+    def open(self, opened: SlotOpen) -> None:
+        """Give a slot to a new request. ValueError for a logit_bias outside the vocabulary."""
+        slot, sampling = opened.slot, opened.sampling
+        ids = np.array([token_id for token_id, _ in sampling.logit_bias], np.int64)
+        values = np.array([value for _, value in sampling.logit_bias], np.float32)
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self._vocab_size:
+            raise ValueError(
+                f"logit_bias for ids {ids.min()} to {ids.max()} "
+                f"in a vocabulary of {self._vocab_size}"
+            )
+        self._knobs[slot] = _knobs(sampling)
+        self._seeds[slot] = sampling.seed
+        self._biases[slot] = (ids, values)
+        if self._knobs[slot]["penalised"]:
+            self._history.open(opened)
+
+    def sample(self, logits: Tensor, slots: Seq[int], positions: Seq[int]) -> list[RowResult]:
+        """One id a row. logits: (R, V) of any float type; positions: of the ids to be chosen."""
+        rows = self._knobs[slots]
+        raw = logits.float().nan_to_num(nan=_LOWEST, posinf=_HIGHEST, neginf=_LOWEST)
+        adjusted = self._adjust(raw, np.array(slots), rows)
+        ids = adjusted.argmax(-1)
+        for filtered in (False, True):
+            drawn = np.flatnonzero(rows["drawn"] & (rows["filtered"] == filtered))
+            if len(drawn):
+                uniforms = [uniform(self._seeds[slots[n]], positions[n]) for n in drawn.tolist()]
+                where = self._on_device(drawn)
+                ids[where] = self._draw(adjusted[where], uniforms, rows[drawn], filtered=filtered)
+        said = np.flatnonzero(rows["penalised"])
+        if len(said):
+            self._history.add(self._on_device(np.array(slots)[said]), ids[self._on_device(said)])
+        logprobs = self._logprobs(raw, ids, rows)
+        return [
+            RowResult((token_id,), logprobs.get(n, ())) for n, token_id in enumerate(ids.tolist())
+        ]
+
+    def _adjust(self, raw: Tensor, slots: NDArray[np.int64], rows: _Knobs) -> Tensor:
+        """(R, V), with biases and penalties; `raw` stays as it is."""
+        biased = np.flatnonzero(rows["biased"])
+        penalised = np.flatnonzero(rows["penalised"])
+        if not len(biased) and not len(penalised):
+            return raw
+        logits = raw.clone()
+        if len(biased):
+            ids, values = zip(*(self._biases[slots[n]] for n in biased), strict=True)
+            of_row = np.repeat(biased, [len(some) for some in ids])
+            where = (self._on_device(of_row), self._on_device(np.concatenate(ids)))
+            logits.index_put_(where, self._on_device(np.concatenate(values)), accumulate=True)
+        if len(penalised):
+            index = self._on_device(penalised)
+            penalties = Penalties(
+                repetition=self._on_device(rows["repetition"][penalised, None]),
+                frequency=self._on_device(rows["frequency"][penalised, None]),
+                presence=self._on_device(rows["presence"][penalised, None]),
+            )
+            of_slots = self._on_device(slots[penalised])
+            logits[index] = self._history.penalise(logits[index], of_slots, penalties)
+        return logits
+
+    def _draw(
+        self, logits: Tensor, uniforms: Seq[float], rows: _Knobs, *, filtered: bool
+    ) -> Tensor:
+        temperatures = self._on_device(rows["temperature"][:, None])
+        # Taken off first, so that a low temperature makes no infinity of the largest.
+        probabilities = ((logits - logits.amax(-1, keepdim=True)) / temperatures).softmax(-1)
+        numbers = torch.tensor(uniforms, dtype=torch.float64, device=self._device)
+        if not filtered:
+            return draw(probabilities, numbers)
+        filters = Filters(
+            top_k=self._on_device(rows["top_k"]),
+            top_p=self._on_device(rows["top_p"]),
+            min_p=self._on_device(rows["min_p"]),
+        )
+        return draw_filtered(probabilities, numbers, filters)
+
+    def _logprobs(self, raw: Tensor, ids: Tensor, rows: _Knobs) -> dict[int, tuple[Logprob]]:
+        """By row, for those that asked."""
+        asked = np.flatnonzero(rows["explained"])
+        if not len(asked):
+            return {}
+        index = self._on_device(asked)
+        logprobs = raw[index].log_softmax(-1)
+        top_ids = largest(raw[index], int(rows["num_top"].max()))
+        chosen = logprobs.gather(-1, ids[index, None])
+        top = logprobs.gather(-1, top_ids)
+        found = zip(
+            asked.tolist(),
+            ids[index].tolist(),
+            chosen.squeeze(-1).tolist(),
+            [zip(*both, strict=True) for both in zip(top_ids.tolist(), top.tolist(), strict=True)],
+            strict=True,
+        )
+        return {
+            n: (Logprob(token_id, value, tuple(tops)[: rows["num_top"][n]]),)
+            for n, token_id, value, tops in found
+        }
+
+    def _on_device(self, array: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(array.copy()).to(self._device)  # copied: a record has odd strides
+
+
+def _knobs(sampling: SamplingParams) -> tuple[float | bool, ...]:
+    """In the order of `_KNOBS`."""
+    penalties = (
+        sampling.repetition_penalty,
+        sampling.frequency_penalty,
+        sampling.presence_penalty,
+    )
+    return (
+        sampling.temperature,
+        sampling.top_k,
+        sampling.top_p,
+        sampling.min_p,
+        *penalties,
+        sampling.logprobs or 0,
+        sampling.temperature >= _GREEDY_BELOW,
+        sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0,
+        penalties != (1.0, 0.0, 0.0),
+        bool(sampling.logit_bias),
+        sampling.logprobs is not None,
+    )
