@@ -29,6 +29,7 @@ app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
 screen = Screen()
+PIPED_WIDTH = 160  # characters of a table that is not shown on a terminal
 
 # What is told without a trace: the person who typed the command can mend it.
 CANNOT = (FleetFileError, NoKey, PullFailed, Failure, ValueError, OSError)
@@ -100,7 +101,8 @@ def status(
     if as_json:
         screen.result(msgspec.json.format(msgspec.json.encode(seen)).decode())
     else:
-        Console().print(table_of(seen.processes))
+        width = None if sys.stdout.isatty() else PIPED_WIDTH
+        Console(width=width).print(table_of(seen.processes))
 
 
 def _pull(model: str, catalogue: Path | None) -> Path:

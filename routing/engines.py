@@ -8,27 +8,34 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+WHY = b"computing on "  # how an engine begins to say why it computes where it does
 
-class _Line(Struct):
-    """A line of a worker's log, or of its engine's, which goes to the same file."""
 
-    event: str = ""
-    dtype: str = ""
-    threads: int = 0
+class _EngineUp(Struct):
+    """The line of a worker's log that says its engine is there."""
+
+    event: str
+    device: str
+    dtype: str
+    threads: int
 
 
 def engine_lines(logs: Iterable[Path]) -> list[str]:
-    """Device and why, type and threads: a line for all engines that say the same."""
+    """Device, type, threads, and why this device: a line for all engines that say the same."""
     found: dict[str, None] = {}
     for log in logs:
-        device = ""
-        for encoded in log.read_bytes().splitlines():
-            try:
-                line = msgspec.json.decode(encoded, type=_Line)
-            except msgspec.DecodeError:
-                continue  # a library's own words
-            if line.event.startswith("device "):
-                device = line.event
-            elif line.event == "engine up" and device:
-                found[f"{device}; {line.dtype}, {line.threads} threads"] = None
+        why = ""
+        for line in log.read_bytes().splitlines():
+            if line.startswith(WHY):
+                why = f" ({line.decode(errors='replace')})"
+            elif up := _engine_up(line):
+                found[f"{up.device}, {up.dtype}, {up.threads} threads{why}"] = None
     return list(found)
+
+
+def _engine_up(line: bytes) -> _EngineUp | None:
+    try:
+        said = msgspec.json.decode(line, type=_EngineUp)
+    except msgspec.DecodeError:
+        return None  # another event, or a library's own words
+    return said if said.event == "engine up" else None

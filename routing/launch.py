@@ -156,7 +156,7 @@ class Launch:
             await self._children.keep()
 
     async def _show_first_run(self) -> None:
-        asked = msgspec.json.encode(body(stream=True)).decode()
+        asked = msgspec.json.encode(body()).decode()
         self._screen.result(f'\nrun("{self._prepared.model}", {asked})\n')
         outcome = await first_run(self._prepared.caller, partial(self._screen.result, end=""))
         self._screen.result("\n")

@@ -55,7 +55,9 @@ async def status_of(fleet: RunningFleet) -> Status:
 
 
 def table_of(processes: Iterable[ProcessReport]) -> Table:
-    table = Table("process", "region", "role", "pid", "url", "ready", box=None)
+    table = Table(box=None)
+    for title in ("process", "region", "role", "pid", "url", "ready"):
+        table.add_column(title, no_wrap=title in {"process", "url"})
     for title in ("in flight", "waiting", "held", "free blocks", "blocks"):
         table.add_column(title, justify="right")
     for one in processes:

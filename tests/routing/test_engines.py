@@ -7,17 +7,17 @@ from pathlib import Path
 from routing.engines import engine_lines
 
 UP = '{"level":"info","event":"engine up","device":"cpu","dtype":"bfloat16","threads":2}\n'
-WHY = '{"level":"info","event":"device cpu: no CUDA device is visible"}\n'
+WHY = "computing on the CPU: no CUDA device is visible\n"
 
 
 def test_engines_that_say_the_same_are_one_line(tmp_path: Path) -> None:
     logs = [tmp_path / name for name in ("a.log", "b.log", "c.log")]
     logs[0].write_text("Some library warns\n" + WHY + UP + '{"event":"request","id":"x"}\n')
     logs[1].write_text(WHY + UP)
-    logs[2].write_text(WHY + UP.replace("bfloat16", "float32"))
+    logs[2].write_text(UP.replace("cpu", "cuda:0"))
     assert engine_lines(logs) == [
-        "device cpu: no CUDA device is visible; bfloat16, 2 threads",
-        "device cpu: no CUDA device is visible; float32, 2 threads",
+        "cpu, bfloat16, 2 threads (computing on the CPU: no CUDA device is visible)",
+        "cuda:0, bfloat16, 2 threads",
     ]
 
 
