@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tomllib
 from dataclasses import dataclass
@@ -104,9 +105,10 @@ def pull(
     ] = False,
 ) -> None:
     """Fetch a model into a folder. Done already: nothing happens. Safe to interrupt."""
-    from infire.pull import PullError
     from infire.pull import pull as pull_model
+    from infire.sources import PullError
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops what it started, as ^C does
     try:
         pull_model(source, into, sha256=sha256, model_digest=model_digest, verify=verify)
     except PullError as error:

