@@ -18,6 +18,7 @@ from routing.fleetfile import DATA
 from routing.launch import choose_fleet
 from routing.paths import paths
 from routing.runs import NoFleet, RunningFleet, running_fleet
+from tests.fakes.reading import read_to
 
 PATIENCE_S = 60.0  # on a busy machine; nothing here waits so long when it goes well
 STOP_S = 5.0 * 5  # five times what is promised: this machine has other work
@@ -64,17 +65,6 @@ def wait_gone(fleet: RunningFleet) -> None:
     while left := alive(fleet):
         assert time.monotonic() < deadline, left
         time.sleep(0.02)
-
-
-def read_to(launcher: subprocess.Popen[str], word: str) -> str:
-    """Its standard output, up to the line with this word."""
-    assert launcher.stdout
-    text = ""
-    for line in launcher.stdout:
-        text += line
-        if word in line:
-            return text
-    raise AssertionError(f"ended without {word!r}: {text}")
 
 
 @pytest.mark.system
