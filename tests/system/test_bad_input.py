@@ -91,7 +91,7 @@ async def wrong_address(w: World) -> None:
 
 async def wrong_key(w: World) -> None:
     foreign = edge_key(w.home, "create", "--account", "somebody-else")
-    for value in ("", "Bearer ", "Bearer nonsense", f"Bearer {foreign}", f"Basic {w.key}"):
+    for value in ("", "Bearer", "Bearer nonsense", f"Bearer {foreign}", f"Basic {w.key}"):
         headers = w.headers() | {"authorization": value}
         answer = await w.client.post(w.run_url(), json={"prompt": "A"}, headers=headers)
         assert (answer.status_code, error_of(answer)[0]) == (401, 10000), value
