@@ -317,6 +317,7 @@ async def fake_region(*workers: FakeWorker) -> AsyncGenerator[FakeRegion, None]:
             while any(len(worker.peers) < len(workers) for worker in workers):
                 await anyio.sleep(0.005)
         yield FakeRegion(front.url, {worker.name: worker for worker in workers}, edge, servers)
-        for running in (front, *servers.values()):
-            await running.stop()
+        async with anyio.create_task_group() as stopping:
+            for running in (front, *servers.values()):
+                stopping.start_soon(running.stop)
         tasks.cancel_scope.cancel()
