@@ -132,6 +132,7 @@ class Launch:
                     self._screen.complain(str(exc))
                     self._code = FAILED
                 finally:
+                    self._screen.say("Stopping")
                     await self._children.stop()
                     say_stopped(self._prepared.folder)
                 tasks.cancel_scope.cancel()
