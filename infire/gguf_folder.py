@@ -42,7 +42,8 @@ def write_folder(file: Path, folder: Path, progress: Progress = lambda done, tot
     card = _model_card(file, fields, reader.tensors)
     (folder / "README.md").write_text(card, encoding="utf-8")
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
-    write_weights(reader.tensors, folder / "model.safetensors", heads, progress)
+    layers = config["num_hidden_layers"]
+    write_weights(reader.tensors, folder / "model.safetensors", layers, heads, progress)
 
 
 def _read(file: Path) -> gguf.GGUFReader:
@@ -54,20 +55,21 @@ def _read(file: Path) -> gguf.GGUFReader:
 
 def _check(fields: _Fields) -> None:
     """Refuse what would load and then compute something else. Raises `UnsupportedFile`."""
+    _expect(fields, "general.architecture", "llama")  # first: the other fields are named for it
     heads = fields["llama.attention.head_count"]
     head_dim = fields.get("llama.attention.key_length", fields["llama.embedding_length"] // heads)
-    expected = {
-        "general.architecture": "llama",
-        "tokenizer.ggml.model": "gpt2",  # byte-level BPE
-        "llama.rope.scaling.type": "none",
-        "llama.rope.dimension_count": head_dim,
-        "tokenizer.ggml.add_bos_token": False,
-        "tokenizer.ggml.add_eos_token": False,
-        "split.count": 1,
-    }
-    for name, value in expected.items():
-        if fields.get(name, value) != value:
-            raise UnsupportedFile(f"{name} is {fields[name]!r}; known: {value!r}")
+    _expect(fields, "tokenizer.ggml.model", "gpt2")  # byte-level BPE
+    _expect(fields, "tokenizer.ggml.add_bos_token", False)
+    _expect(fields, "tokenizer.ggml.add_eos_token", False)
+    _expect(fields, "llama.rope.scaling.type", "none")
+    _expect(fields, "llama.rope.dimension_count", head_dim)
+    _expect(fields, "split.count", 1)
+
+
+def _expect(fields: _Fields, name: str, value: str | int) -> None:
+    """A field that is not there says what all files without it mean: `value`."""
+    if fields.get(name, value) != value:
+        raise UnsupportedFile(f"{name} is {fields[name]!r}; known: {value!r}")
 
 
 def _config(fields: _Fields, tensors: set[str]) -> dict[str, Any]:

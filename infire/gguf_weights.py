@@ -37,6 +37,7 @@ _NAMES = {
     "blk.{}.ffn_up.weight": "model.layers.{}.mlp.up_proj.weight",
     "blk.{}.ffn_down.weight": "model.layers.{}.mlp.down_proj.weight",
 }
+_MAY_BE_TIED = {"output.weight"}  # absent: the embedding is used once more
 
 
 class UnsupportedFile(ValueError):
@@ -44,14 +45,18 @@ class UnsupportedFile(ValueError):
 
 
 def write_weights(
-    tensors: list[ReaderTensor], path: Path, num_heads: dict[str, int], progress: Progress
+    tensors: list[ReaderTensor],
+    path: Path,
+    num_layers: int,
+    num_heads: dict[str, int],
+    progress: Progress,
 ) -> None:
     """Write `tensors` to `path`. `num_heads`: of "attn_q" and "attn_k". Raises UnsupportedFile.
 
     The layout is that of safetensors' own writer, so equal weights make an equal file:
     https://github.com/huggingface/safetensors#format
     """
-    by_name = dict(sorted((_name(tensor.name), tensor) for tensor in tensors))
+    by_name = _by_name(tensors, num_layers)
     with path.open("wb") as file:
         _write_header(file, by_name)
         for count, tensor in enumerate(by_name.values(), start=1):
@@ -60,16 +65,21 @@ def write_weights(
             progress(count, len(by_name))
 
 
-def _name(name: str) -> str:
-    """The Hugging Face name of a GGUF tensor."""
-    match name.split("."):
-        case ["blk", layer, part, kind]:
-            pattern = f"blk.{{}}.{part}.{kind}"
-        case _:
-            layer, pattern = "", name
-    if pattern not in _NAMES:
-        raise UnsupportedFile(f"tensor {name!r} has no counterpart in a Llama model")
-    return _NAMES[pattern].format(layer)
+def _by_name(tensors: list[ReaderTensor], num_layers: int) -> dict[str, ReaderTensor]:
+    """The tensors by Hugging Face name, in order of it: each that a model has, and no other."""
+    found = {tensor.name: tensor for tensor in tensors}
+    names = {
+        name.format(layer): long.format(layer)
+        for layer in range(num_layers)
+        for name, long in _NAMES.items()
+    }
+    for name in sorted(found.keys() - names.keys()):
+        raise UnsupportedFile(
+            f"tensor {name!r} has no counterpart in a Llama model of {num_layers} layers"
+        )
+    for name in sorted(names.keys() - found.keys() - _MAY_BE_TIED):
+        raise UnsupportedFile(f"tensor {name!r} is missing")
+    return dict(sorted((names[name], tensor) for name, tensor in found.items()))
 
 
 def _write_header(file: BinaryIO, tensors: dict[str, ReaderTensor]) -> None:
