@@ -26,7 +26,7 @@ from routing.errors import Code, Failure
 logger = logging.getLogger(__name__)
 
 JSON = "application/json"  # exactly: workerd compares the whole value, parameters included
-OPENAI_PART = "/ai/v1/"
+_OPENAI = ["ai", "v1"]  # /client/v4/accounts/{account_id}/ai/v1/...
 _QUIET = {"/health", "/ready", "/metrics", "/v1/report"}  # asked each second, of no interest
 _RETRY_AFTER_S = 1.0  # where a failure names no time
 _MOST_SHOWN = 200  # characters of a path in a message
@@ -89,7 +89,7 @@ def record_of(scope: Scope) -> Record:
 
 def refusal(path: str, failure: Failure, headers: Mapping[str, str] | None = None) -> Response:
     """The failure as the API at `path` tells it."""
-    error = openai.error if OPENAI_PART in path else workers_ai.error
+    error = openai.error if path.split("/")[5:7] == _OPENAI else workers_ai.error
     status = failure.code.meaning.status
     more = dict(headers or {})
     if status in {429, 503}:

@@ -44,7 +44,7 @@ class Transcript:
         else:
             shown, ids = self._until_stop(self._stops, ids)
         self._num_output += len(ids)
-        logprobs = self._logprobs(tokens.logprobs[: len(ids)])
+        logprobs = self._logprobs(tokens.logprobs[: len(ids)]) if tokens.logprobs else ()
         pieces: list[Piece] = [Text(text=shown, logprobs=logprobs)] if shown or logprobs else []
         if self._stops and self._stops.hit:
             used = wire.Usage(

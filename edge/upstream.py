@@ -25,6 +25,14 @@ RECONNECT_S = 1.0  # a stream that has begun waits so long for the only link lef
 # request's budget.
 _REGION_FAILED = {Code.LOST, Code.UNAVAILABLE, Code.INCOMPATIBLE, Code.INTERNAL}
 _SHOWS_NOTHING = {Code.TIMEOUT, Code.ABORTED}
+# What the client is told instead of a region's own words, which name addresses and workers.
+_SAID = {
+    Code.LOST: "the region that was asked cannot be reached, please try again",
+    Code.UNAVAILABLE: "the model is not ready to be served, please try again",
+    Code.INCOMPATIBLE: "the model is not ready to be served, please try again",
+    Code.STALE_TOKENIZER: "the model is being changed, please try again",
+    Code.INTERNAL: "an error in the region that was asked",
+}
 # Of several refusals the client is told the first of these: it says most about what to do next.
 _MOST_TELLING = (
     Code.STALE_TOKENIZER,
@@ -194,7 +202,7 @@ class Answer:
     async def _begin(self) -> None:
         """Ask the next region. Raises Failure when there is none, or none may be asked."""
         if self.failures and not self.failures[-1].code.elsewhere:
-            raise self.failures[-1]
+            raise _told(self.failures[-1:])
         choice = await self._next_choice()
         if choice is None:
             raise self._most_telling()
@@ -252,8 +260,13 @@ class Answer:
 
     def _most_telling(self) -> Failure:
         for code in _MOST_TELLING:
-            told = [failure for failure in self.failures if failure.code is code]
-            if told:
-                waits = [failure.retry_after_s for failure in told if failure.retry_after_s]
-                return Failure(code, told[0].detail, retry_after_s=min(waits, default=None))
+            if alike := [failure for failure in self.failures if failure.code is code]:
+                return _told(alike)
         return Failure(Code.UNAVAILABLE, "no region can take the request now")
+
+
+def _told(alike: Sequence[Failure]) -> Failure:
+    """Failures of one code as the one that a client is told, with the soonest retry."""
+    waits = [failure.retry_after_s for failure in alike if failure.retry_after_s]
+    code, detail = alike[0].code, alike[0].detail
+    return Failure(code, _SAID.get(code, detail), retry_after_s=min(waits, default=None))

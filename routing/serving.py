@@ -20,6 +20,7 @@ from routing.abort import AbortableProtocol
 logger = logging.getLogger(__name__)
 
 MAX_FRAME_BYTES = 64 * 2**20  # of one WebSocket message: a prompt of 128k ids takes 0.6 MB
+DEAD_PEER_S = 90  # a peer that takes nothing of what was sent for so long is disconnected
 DRAIN_S = 2  # connections may close by themselves for this long after a signal
 PARENT_CHECK_S = 0.5
 STOP_S = 4.5  # after which a process that was told to stop is gone, whatever it still does
@@ -28,9 +29,13 @@ STOP_S = 4.5  # after which a process that was told to stop is gone, whatever it
 def listening_socket(host: str, port: int, fd: int | None = None) -> socket.socket:
     """The listening socket inherited as `fd`; without one, a new one on host and port (0: any)."""
     if fd is not None:
-        return socket.socket(fileno=fd)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.socket(fileno=fd)
+    else:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; its connections inherit it
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * DEAD_PEER_S)
+    return listener
 
 
 def address(listener: socket.socket) -> str:

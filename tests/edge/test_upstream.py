@@ -220,7 +220,7 @@ async def test_a_stream_that_has_begun_gives_its_region_one_more_chance() -> Non
     assert ids_of(await regions.answer()) == [1, 2, 3, 4, 5]
     assert regions.links["a"].waited == 1  # for its link to come back
     regions = Regions(a=[[TOKENS[0], fault(Code.LOST)], [fault(Code.LOST)]])
-    with pytest.raises(Failure, match="lost"):
+    with pytest.raises(Failure, match="cannot be reached"):
         await regions.answer()
     assert len(regions.links["a"].asked) == 2
 
@@ -254,6 +254,16 @@ async def test_the_soonest_retry_is_told() -> None:
     with pytest.raises(Failure) as raised:
         await regions.answer()
     assert raised.value.retry_after_s == 4.0
+
+
+async def test_a_regions_addresses_are_not_told() -> None:
+    said = "http://10.0.0.7:9001: closed by the peer"
+    for code in (Code.LOST, Code.UNAVAILABLE, Code.INCOMPATIBLE, Code.INTERNAL):
+        regions = Regions(a=[[wire.Fault(code, said)]])
+        with pytest.raises(Failure) as raised:
+            await regions.answer()
+        assert raised.value.code is code
+        assert "10.0.0.7" not in raised.value.detail
 
 
 async def test_no_region_at_all() -> None:
