@@ -6,26 +6,39 @@ never read from a ticket.
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Protocol
 
+import anyio
 import msgspec
 
+from infire.kv_layout import KVLayout
+from infire.notes import Submit
 from infire.request import Step
 from origin_gpu.handover import KVTicket, Peer, Prefilled, WorkerEvent, WorkerRequest
-from origin_gpu.kv_transfer import Collect, collect
 from origin_gpu.worker import Answered, Worker, to_tokens, to_usage
 from routing import wire
 from routing.errors import Code, Failure
 from routing.link_server import Stream
 
 
+class Transport(Protocol):
+    """Gets KV here from where it was computed."""
+
+    async def collect(self, ticket: KVTicket, peer: Peer, into: Path) -> None:
+        """Write it to a new file at `into`, and let `peer` know that it may be forgotten there.
+
+        Raises Failure with a code that lets the request be computed elsewhere.
+        """
+
+
 class DecodeRole:
     """Goes on from tickets, and does both parts of requests that have none."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, transport: Transport) -> None:
         self._worker = worker
-        self.peers: Mapping[str, Peer] = {}  # by name
+        self._transport = transport
 
     async def serve(
         self,
@@ -38,35 +51,20 @@ class DecodeRole:
         ticket = prefilled.ticket
         if ticket is None:
             raise Failure(Code.BAD_INPUT, "a resume without a ticket")
-        address = self._address(ticket)
-        layout_digest = self._matching_layout(ticket)
         # What has been sampled so far, the first token last: its KV alone is not computed yet.
         so_far = msgspec.structs.replace(
             request, generated_ids=(*request.generated_ids, *prefilled.first.ids)
         )
-        num_known = len(so_far.token_ids) + len(so_far.generated_ids)
-        if ticket.num_tokens != num_known - 1:
-            raise Failure(
-                Code.INCOMPATIBLE, f"KV of {ticket.num_tokens} tokens for {num_known} known ids"
-            )
-        wanted = Collect(
-            secret=self._worker.secret,
-            request_id=ticket.request_id,
-            epoch=ticket.epoch,
-            layout_digest=layout_digest,
-        )
-        path = self._worker.kv_files / f"in-{uuid.uuid4().hex}"
-        try:
-            await collect(address, wanted, ticket.num_bytes, path)
-            sequence = self._worker.sequence(so_far)
-            last = await self._worker.run_sequence(
-                sequence,
-                lambda step: _pass_on(step, stream, answered),
-                kv_path=path,
-                num_adopted=ticket.num_tokens,
-            )
-        finally:
-            path.unlink(missing_ok=True)
+        peer = self._giver(ticket)
+        _check_kv(ticket, so_far, self._worker.engine.must_be_up().layout)
+        with self._worker.kv_files.new(ticket.num_bytes) as path:
+            await self._collect(ticket, peer, path, answered)
+            submit = Submit(self._worker.sequence(so_far), str(path), ticket.num_tokens)
+            on_step = partial(_pass_on, stream, answered)
+            async with self._worker.engine.request(submit, on_step) as run:
+                await run.wait_adopted()
+                path.unlink()
+                last = await run.wait_finished()
         _end(so_far, last, stream, answered, prefilled.cached_tokens)
 
     async def serve_whole(
@@ -76,40 +74,63 @@ class DecodeRole:
         answered: Answered,
     ) -> None:
         """Prefill and decode here. Raises Failure."""
+        cached_tokens = 0
 
         def on_step(step: Step) -> None:
-            if not answered.output_tokens:
-                stream.send(wire.Started(step.cached_tokens))
-            _pass_on(step, stream, answered)
+            nonlocal cached_tokens
+            if answered.first_s is None:
+                cached_tokens = step.cached_tokens
+                stream.send(wire.Started(cached_tokens))
+            _pass_on(stream, answered, step)
 
-        last = await self._worker.run_sequence(self._worker.sequence(request), on_step)
-        _end(request, last, stream, answered, last.cached_tokens)
+        submit = Submit(self._worker.sequence(request))
+        async with self._worker.engine.request(submit, on_step) as run:
+            last = await run.wait_finished()
+        _end(request, last, stream, answered, cached_tokens)
 
-    def _address(self, ticket: KVTicket) -> str:
-        """The KV door of the ticket's worker, from our own table."""
-        peer = self.peers.get(ticket.worker)
+    async def _collect(self, ticket: KVTicket, peer: Peer, into: Path, answered: Answered) -> None:
+        began = anyio.current_time()
+        await self._transport.collect(ticket, peer, into)
+        answered.kv_s = anyio.current_time() - began
+        answered.kv_bytes = ticket.num_bytes
+
+    def _giver(self, ticket: KVTicket) -> Peer:
+        """The ticket's worker, from our own table."""
+        peer = self._worker.peers.get(ticket.worker)
         if peer is None:
             raise Failure(Code.LOST, f"{ticket.worker} is not among this region's workers")
         if peer.url != ticket.url:
-            raise Failure(
-                Code.INCOMPATIBLE, f"{ticket.worker} is at {peer.url}, its ticket says {ticket.url}"
-            )
-        return peer.kv_address
-
-    def _matching_layout(self, ticket: KVTicket) -> str:
-        """The digest of our own layout. Failure(INCOMPATIBLE) when the ticket's is another."""
-        hello = self._worker.engine.hello
-        if hello is None:
-            raise Failure(Code.UNAVAILABLE, "the engine is not up", retry_after_s=1.0)
-        if hello.layout.digest != ticket.layout.digest:
-            raise Failure(
-                Code.INCOMPATIBLE, f"KV of layout {ticket.layout}, here it is {hello.layout}"
-            )
-        return hello.layout.digest
+            detail = f"{ticket.worker} is at {peer.url}, its ticket says {ticket.url}"
+            raise Failure(Code.INCOMPATIBLE, detail)
+        return peer
 
 
-def _pass_on(step: Step, stream: Stream[WorkerRequest, WorkerEvent], answered: Answered) -> None:
-    answered.output_tokens += len(step.ids)
+def _check_kv(ticket: KVTicket, so_far: wire.Generate, layout: KVLayout) -> None:
+    """Failure(INCOMPATIBLE) unless the ticket's KV is of this request, and of our own shape."""
+    if ticket.layout.digest != layout.digest:
+        detail = f"KV of {shape(ticket.layout)} is no use here, where it is {shape(layout)}"
+        raise Failure(Code.INCOMPATIBLE, detail)
+    num_known = len(so_far.token_ids) + len(so_far.generated_ids)
+    if ticket.num_tokens != num_known - 1:
+        detail = f"KV of {ticket.num_tokens} tokens for {num_known} ids, not of {num_known - 1}"
+        raise Failure(Code.INCOMPATIBLE, detail)
+    if ticket.num_bytes != (num_bytes := layout.exported_bytes(ticket.num_tokens)):
+        detail = f"KV of {ticket.num_bytes} bytes for {ticket.num_tokens} tokens, not {num_bytes}"
+        raise Failure(Code.INCOMPATIBLE, detail)
+
+
+def shape(layout: KVLayout) -> str:
+    """A layout in words."""
+    groups = ", ".join(
+        f"{len(group.layers)} {group.kind} layers of {group.num_heads} x {group.head_dim}"
+        for group in layout.groups
+    )
+    rank = f"rank {layout.tp_rank} of {layout.tp_size}"
+    return f"{groups}, {layout.dtype}, {rank}, model {layout.model_digest[:12]}"
+
+
+def _pass_on(stream: Stream[WorkerRequest, WorkerEvent], answered: Answered, step: Step) -> None:
+    answered.heard(step)
     stream.send(to_tokens(step))
 
 

@@ -1,23 +1,22 @@
-"""A worker's end of its engine process: start it, leave it notes, hand out what it answers.
+"""A worker's requests inside its engine, one life of the engine after another.
 
-The engine is a child that talks over a socket pair (`infire.notes`), one frame a step. Everything
-here runs in the event loop and nothing waits for a token: what a step brings is handed to each
-request's own `hear`, synchronously. Knows no request of the wire and no other worker.
+Leaves the engine notes, hands what a step brings to each request's own `on_step`, synchronously:
+no task waits for a token. Starts the engine again when it dies, until it dies too often. Knows no
+request of the wire and no other worker.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
-import math
-import socket
-import subprocess
-import uuid
+import secrets
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import anyio
 import msgspec
-from anyio.abc import Process, UNIXSocketStream
 
 from infire.notes import (
     Adopted,
@@ -30,246 +29,250 @@ from infire.notes import (
     Gauges,
     Hello,
     Note,
-    Notes,
     Refused,
     Results,
     Submit,
 )
-from infire.request import Sequence as EngineSequence
 from infire.request import Step
+from origin_gpu.engine_process import EngineLost, EngineSocket, engine_process
 from routing.errors import Code, Failure
 from routing.link_flow import Wake
 from routing.logs import log
 
 logger = logging.getLogger(__name__)
 
-Hear = Callable[[Step | Adopted | Failure], None]  # a step that finishes, or a failure, is the last
-
-PREFIX_BYTES = 4
-READ_BYTES = 1 << 18
-FRESH_S = 5.0  # an engine that has said nothing for longer is stuck
-STOP_S = 3.0  # for an engine to end by itself once its socket is closed
-MOST_RESTARTS, RESTARTS_WITHIN_S = 5, 60.0
-PAUSE_S = 0.2  # before the first restart; doubles
+FRESH_S = 5.0  # an engine that has said nothing for longer is stuck: it beats once a second
+MOST_RESTARTS, WITHIN_S = 5, 60.0  # one that needs more in so long is given up
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 4.0  # before it is started again
+RETRY_AFTER_S = 1.0
 
 
 class EngineGone(Exception):
-    """The engine could not start, or has ended too often to go on. Says why."""
+    """No engine can be kept running. Says why."""
+
+
+class Run:
+    """One request inside the engine, for the length of a `request` block."""
+
+    def __init__(
+        self, key: str, on_step: Callable[[Step], None], note: Callable[[Note], None]
+    ) -> None:
+        self.key = key  # its id in there
+        self.scope = anyio.CancelScope()  # the block: cancelled when the request has failed
+        self.failure: Failure | None = None
+        self.last: Step | None = None  # the one with which it finished
+        self._on_step = on_step
+        self._note = note
+        self._finished = anyio.Event()
+        self._adopted = anyio.Event()
+        self._exported = anyio.Event()
+        self._num_bytes: int | None = None
+
+    async def wait_finished(self) -> Step:
+        """The last step."""
+        await self._finished.wait()
+        assert self.last is not None
+        return self.last
+
+    async def wait_adopted(self) -> None:
+        """Until the file of the `Submit` has been read."""
+        await self._adopted.wait()
+
+    async def export(self, path: Path) -> int:
+        """Have the KV of the held request written to a new file: its size in bytes."""
+        self._note(Export(self.key, str(path)))
+        await self._exported.wait()
+        if self._num_bytes is None:
+            raise Failure(Code.LOST, f"the engine holds no KV of {self.key}")
+        return self._num_bytes
+
+    def hear_step(self, step: Step) -> None:
+        self._on_step(step)
+        if step.finish is not None:
+            self.last = step
+            self._finished.set()
+
+    def hear_answer(self, answer: Answer) -> None:
+        match answer:
+            case Adopted():
+                self._adopted.set()
+            case Exported():
+                self._num_bytes = answer.num_bytes
+                self._exported.set()
+            case Refused():
+                self.fail(Failure(Code(answer.code), answer.detail))
+
+    def fail(self, failure: Failure) -> None:
+        """Have the block left with `failure`, whatever in it is being waited for."""
+        self.failure = failure
+        self.scope.cancel()
 
 
 class EngineLink:
     """One engine after another, should one end; at most one at a time."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        self._command = tuple(command)
-        self._hears: dict[str, Hear] = {}
-        self._exports: dict[str, Callable[[int | Failure | None], None]] = {}
-        self._notes: list[Note] = []
-        self._wake = Wake()
-        self._encode = msgspec.msgpack.Encoder().encode
-        self._decode = msgspec.msgpack.Decoder(FromEngine).decode
-        self._heard_at = -math.inf
-        self._last_words = ""
-        self._num_requests = 0
-        self.listeners: set[Wake] = set()  # set whenever something has changed
         self.hello: Hello | None = None  # None: not up
         self.gauges = Gauges(step=0)
-        self.epoch = ""  # of the life of the engine
+        self.epoch = ""  # of its life
+        self.layout_digest = ""  # of its KV, while it is up
+        self.num_starts = 0
+        self.listeners: set[Wake] = set()  # set whenever something has changed
+        self._command = tuple(command)
+        self._heard_at = 0.0
+        self._ever_up = False
+        self._runs: dict[str, Run] = {}
+        self._numbers = itertools.count(1)
+        self._notes: list[Note] = []  # that the next frame will say
+        self._wake = Wake()
 
     @property
     def fresh(self) -> bool:
         """Whether the engine is up, and said something lately."""
         return self.hello is not None and anyio.current_time() - self._heard_at < FRESH_S
 
-    def new_id(self, request_id: str) -> str:
-        """An id that no other request of this engine ever had: a late word reaches nobody else."""
-        self._num_requests += 1
-        return f"{request_id}#{self._num_requests}"
+    def must_be_up(self) -> Hello:
+        """What the engine is. Failure(UNAVAILABLE) when there is none."""
+        if self.hello is None:
+            raise Failure(Code.UNAVAILABLE, "the engine is not up", retry_after_s=RETRY_AFTER_S)
+        return self.hello
 
-    def submit(
-        self, sequence: EngineSequence, hear: Hear, kv_path: str | None = None, num_adopted: int = 0
-    ) -> None:
-        """Run `sequence`; `hear` gets its steps. Failure(UNAVAILABLE) when there is no engine."""
-        self._must_be_up()
-        self._hears[sequence.request_id] = hear
-        self._note(Submit(sequence, kv_path, num_adopted))
+    @asynccontextmanager
+    async def request(
+        self, submit: Submit, on_step: Callable[[Step], None]
+    ) -> AsyncGenerator[Run, None]:
+        """Run a sequence for the length of the block; leaving it drops what is left of it.
 
-    def drop(self, request_id: str) -> None:
-        """Forget a request at the next step boundary; nothing more is heard of it."""
-        self._hears.pop(request_id, None)
-        if self.hello is not None:
-            self._note(Drop(request_id))
-
-    async def export(self, request_id: str, path: str) -> int | None:
-        """Have the KV of a held sequence written to `path`; its size, None if it is not held."""
-        self._must_be_up()
-        done = anyio.Event()
-        outcome: list[int | Failure | None] = []
-
-        def hear(word: int | Failure | None) -> None:
-            outcome.append(word)
-            done.set()
-
-        self._exports[request_id] = hear
-        self._note(Export(request_id, path))
+        `on_step` is called from the link's own task, so it must not wait. A `Failure` ends the
+        block when the engine refuses the sequence or dies, also while the sequence is only held.
+        """
+        self.must_be_up()
+        # No other request in there ever had this id: a late word on a dropped one reaches nobody.
+        key = f"{submit.sequence.request_id}#{next(self._numbers)}"
+        sequence = msgspec.structs.replace(submit.sequence, request_id=key)
+        run = self._runs[key] = Run(key, on_step, self._note)
+        self._note(msgspec.structs.replace(submit, sequence=sequence))
         try:
-            await done.wait()
+            with run.scope:
+                yield run
         finally:
-            self._exports.pop(request_id, None)
-        if isinstance(outcome[0], Failure):
-            raise outcome[0]
-        return outcome[0]
+            known = self._runs.pop(key, None) is not None
+            if known and run.failure is None and (run.last is None or sequence.hold):
+                self._note(Drop(key))
+        if run.failure is not None and run.scope.cancelled_caught:
+            raise run.failure
 
     async def run(self) -> None:
-        """Keep an engine until cancelled. Raises EngineGone when that makes no sense any more."""
-        ends: deque[float] = deque(maxlen=MOST_RESTARTS)
-        pause_s = PAUSE_S
-        while True:
-            self._last_words = ""
-            began = anyio.current_time()
-            try:
-                ever_up = await self._one_life()
-            finally:
-                self._lose()
-            why = self._last_words or "the engine's process ended"
-            logger.error("engine down", extra={"fields": {"reason": why}})
-            if not ever_up:
-                raise EngineGone(why)
-            ends.append(anyio.current_time())
-            if len(ends) == MOST_RESTARTS and ends[-1] - ends[0] < RESTARTS_WITHIN_S:
-                raise EngineGone(f"{MOST_RESTARTS} times in {RESTARTS_WITHIN_S:g} s: {why}")
-            if anyio.current_time() - began > RESTARTS_WITHIN_S:
-                pause_s = PAUSE_S
-            await anyio.sleep(pause_s)
-            pause_s *= 2
+        """Keep an engine until cancelled.
 
-    async def _one_life(self) -> bool:
-        """Start an engine and talk with it to its end: whether it was ever up."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = await anyio.open_process(
-                [*self._command, "--fd", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=None,
-                stderr=None,
-                pass_fds=[theirs.fileno()],
-            )
-        stream = await UNIXSocketStream.from_socket(ours)
+        Raises EngineGone when it dies again and again, or has never been up.
+        """
+        deaths: deque[float] = deque()
+        while True:
+            self.num_starts += 1
+            self.epoch = secrets.token_hex(8)
+            try:
+                async with engine_process(self._command) as sock:
+                    await self._talk(sock)
+            except EngineLost as lost:
+                if not self._ever_up:  # a wrong model or device: whoever starts it is told at once
+                    raise EngineGone(str(lost)) from lost
+                await anyio.sleep(_pause_s(deaths, lost))
+
+    async def _talk(self, sock: EngineSocket) -> None:
+        """One life of the engine. Ends with EngineLost, or is cancelled."""
+        lost = EngineLost("this worker stops")
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._write, stream)
-                await self._read(stream)
+                tasks.start_soon(self._write, sock)
+                try:
+                    await self._read(sock)
+                except EngineLost as exc:  # raised below: in here, it would come out in a group
+                    lost = exc
                 tasks.cancel_scope.cancel()
         finally:
-            ever_up = self.hello is not None
-            self.hello = None
-            with anyio.CancelScope(shield=True):
-                await stream.aclose()  # which ends the engine
-                await _reap(process)
-        return ever_up
+            self._lose(lost)
+        raise lost
 
-    async def _write(self, stream: UNIXSocketStream) -> None:
+    async def _write(self, sock: EngineSocket) -> None:
         """One frame for all notes of a tick."""
         while True:
             await self._wake.wait()
-            notes, self._notes = tuple(self._notes), []
-            body = self._encode(Notes(notes))
+            notes, self._notes = self._notes, []
             try:
-                await stream.send(len(body).to_bytes(PREFIX_BYTES, "little") + body)
-            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-                return  # the reader notices, too
-
-    async def _read(self, stream: UNIXSocketStream) -> None:
-        received = bytearray()
-        while True:
-            try:
-                received += await stream.receive(READ_BYTES)
-            except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+                await sock.send(notes)
+            except EngineLost:  # the reader notices too, and hears what the engine said before
                 return
-            begin = 0
-            while len(received) - begin >= PREFIX_BYTES:
-                body = begin + PREFIX_BYTES
-                end = body + int.from_bytes(received[begin:body], "little")
-                if end > len(received):
-                    break
-                self._hear(self._decode(memoryview(received)[body:end]))
-                begin = end
-            del received[:begin]
 
-    def _hear(self, message: FromEngine) -> None:
+    async def _read(self, sock: EngineSocket) -> None:
+        while True:
+            for frame in await sock.receive():
+                self._hear(frame)
+            self._changed()
+
+    def _hear(self, frame: FromEngine) -> None:
         self._heard_at = anyio.current_time()
-        match message:
+        match frame:
             case Results():
-                self.gauges = message.gauges
-                for step in message.steps:
-                    self._tell(step.request_id, step, last=step.finish is not None)
-                for answer in message.answers:
-                    self._hear_answer(answer)
+                self.gauges = frame.gauges
+                for answer in frame.answers:
+                    if run := self._runs.get(answer.request_id):
+                        run.hear_answer(answer)
+                for step in frame.steps:
+                    if run := self._runs.get(step.request_id):
+                        run.hear_step(step)
             case Hello():
-                self.epoch = uuid.uuid4().hex
-                self.hello = message
-                log(
-                    logger,
-                    "engine up",
-                    model=message.model,
-                    device=message.device,
-                    dtype=message.dtype,
-                    threads=message.threads,
-                    load_s=round(message.load_s, 3),
-                    max_sequence_tokens=message.max_sequence_tokens,
-                )
+                self._greet(frame)
             case Broken():
-                self._last_words = message.detail
+                raise EngineLost(frame.detail)
+
+    def _greet(self, hello: Hello) -> None:
+        self.hello, self._ever_up = hello, True
+        self.layout_digest = hello.layout.digest
+        log(
+            logger,
+            "engine up",
+            model=hello.model,
+            device=hello.device,
+            dtype=hello.dtype,
+            threads=hello.threads,
+            load_s=round(hello.load_s, 3),
+            max_sequence_tokens=hello.max_sequence_tokens,
+            epoch=self.epoch,
+        )
+
+    def _lose(self, lost: EngineLost) -> None:
+        """Forget all that this life knew; every request in it has failed."""
+        runs, self._runs = self._runs, {}
+        self.hello, self.layout_digest = None, ""
+        self.gauges = Gauges(step=0)
+        self._notes, self._wake = [], Wake()
+        for run in runs.values():
+            run.fail(Failure(Code.LOST, f"the engine is lost: {lost}"))
+        self._changed()
+
+    def _changed(self) -> None:
         for listener in self.listeners:
             listener.set()
-
-    def _hear_answer(self, answer: Answer) -> None:
-        match answer:
-            case Adopted(request_id):
-                self._tell(request_id, answer, last=False)
-            case Exported(request_id, num_bytes):
-                if hear := self._exports.get(request_id):
-                    hear(num_bytes)
-            case Refused(request_id, code, detail):
-                failure = Failure(Code(code), detail)
-                if hear := self._exports.get(request_id):
-                    hear(failure)
-                self._tell(request_id, failure, last=True)
-
-    def _tell(self, request_id: str, word: Step | Adopted | Failure, *, last: bool) -> None:
-        hear = self._hears.pop(request_id, None) if last else self._hears.get(request_id)
-        if hear is None:
-            return  # dropped while the word was on its way
-        try:
-            hear(word)
-        except Exception:  # one request's bug must not end the others
-            logger.exception("a request could not take what it was told")
-
-    def _lose(self) -> None:
-        """Tell everybody who waits that the engine is gone."""
-        self._notes.clear()
-        self.gauges = Gauges(step=self.gauges.step)
-        failure = Failure(Code.LOST, self._last_words or "the engine's process ended")
-        for request_id in list(self._hears):
-            self._tell(request_id, failure, last=True)
-        for hear in list(self._exports.values()):
-            hear(failure)
-        for listener in self.listeners:
-            listener.set()
-
-    def _must_be_up(self) -> None:
-        if self.hello is None:
-            raise Failure(Code.UNAVAILABLE, "the engine is not up", retry_after_s=1.0)
 
     def _note(self, note: Note) -> None:
         self._notes.append(note)
         self._wake.set()
 
 
-async def _reap(process: Process) -> None:
-    """Return when the process is gone: killed, if it does not end by itself in time."""
-    with anyio.move_on_after(STOP_S):
-        await process.wait()
-        return
-    process.kill()
-    await process.wait()
+def _pause_s(deaths: deque[float], lost: EngineLost) -> float:
+    """Wait so long before the next start, after one more death. EngineGone if it is one too many.
+
+    `deaths`: when it died lately; written to.
+    """
+    now = anyio.current_time()
+    deaths.append(now)
+    while deaths[0] < now - WITHIN_S:
+        deaths.popleft()
+    if len(deaths) > MOST_RESTARTS:
+        detail = f"it died {len(deaths)} times in {now - deaths[0]:.1f} s, the last time: {lost}"
+        raise EngineGone(detail) from lost
+    pause_s: float = min(FIRST_PAUSE_S * 2 ** (len(deaths) - 1), LONGEST_PAUSE_S)
+    fields = {"reason": str(lost), "again_in_s": pause_s}
+    logger.error("engine down", extra={"fields": fields})
+    return pause_s

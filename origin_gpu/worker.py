@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import anyio
 import msgspec
 
-from infire.notes import Adopted, Hello
 from infire.request import Grammar, SamplingParams, Sequence, Step
-from origin_gpu.engine_link import EngineLink
-from origin_gpu.models import read_assets
+from origin_gpu.accept import check_fits
+from origin_gpu.engine_link import RETRY_AFTER_S, EngineLink
+from origin_gpu.handover import Peer
+from origin_gpu.kv_files import KVFiles
+from origin_gpu.kv_transfer import KVDoor
 from origin_gpu.settings import WorkerSettings
 from origin_gpu.worker_metrics import WorkerMetrics
 from routing import wire
@@ -28,121 +29,101 @@ from routing.region import ModelReport, ProcessReport
 
 logger = logging.getLogger(__name__)
 
-BUSY_RETRY_S = 1.0
-
 
 class Answered:
-    """One request being answered: what its log line will say."""
+    """One request being answered: what its log line and the metrics will say."""
 
     def __init__(self) -> None:
-        self.outcome = "cancelled"
+        self.began = anyio.current_time()
+        self.outcome: str = Code.INTERNAL
         self.output_tokens = 0
+        self.first_s: float | None = None  # from its arrival to the first token made here
+        self.kv_bytes = 0  # collected for it
+        self.kv_s: float | None = None  # how long that took
+
+    @property
+    def total_s(self) -> float:
+        return anyio.current_time() - self.began
+
+    def heard(self, step: Step) -> None:
+        if self.first_s is None:
+            self.first_s = self.total_s
+        self.output_tokens += len(step.ids)
 
 
 class Worker:
-    """One engine, its model, and the requests it has."""
+    """One engine, its model, the requests it has, and the KV it offers."""
 
     def __init__(
         self,
         settings: WorkerSettings,
-        secret: str,
         url: str,
-        kv_files: Path,
+        assets: wire.TextAssets,
+        door: KVDoor,
+        kv_files: KVFiles,
         metrics: WorkerMetrics,
     ) -> None:
-        """Reads the model's text assets: FolderError when they are not what they must be."""
         self.settings = settings
-        self.secret = secret
         self.url = url
+        self.door = door
         self.kv_files = kv_files
-        self.assets = read_assets(settings.model_dir)
-        self.assets_digest = self.assets.digest
+        self.assets = assets
+        self.assets_digest = assets.digest
         self.engine = EngineLink(engine_command(settings))
+        self.peers: Mapping[str, Peer] = {}  # the region's workers by name, as the front says
         self.in_flight = 0
         self._metrics = metrics
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that the engine cannot compute yet.
+
+        Its gauge lags by a step, in which many may come: what is more than it ever runs waits too.
+        """
+        unfinished = self.in_flight - self.door.num_offers
+        return max(self.engine.gauges.waiting, unfinished - self.settings.max_running)
+
+    @property
+    def known_url(self) -> str:
+        """Where this worker is, as its peers know it: bound to all addresses, it cannot know."""
+        me = self.peers.get(self.settings.name)
+        return me.url if me else self.url
 
     @asynccontextmanager
     async def answering(self, role: str, request: wire.Generate) -> AsyncGenerator[Answered, None]:
         """The door of every request: checked, within its time, counted, one log line."""
-        began = anyio.current_time()
         answered = Answered()
-        self.in_flight += 1
         try:
             self._check(request)
-            with anyio.fail_after(request.budget_s):
-                yield answered
+            self.in_flight += 1
+            try:
+                with anyio.fail_after(request.budget_s):
+                    yield answered
+            finally:
+                self.in_flight -= 1
         except TimeoutError:
             answered.outcome = Code.TIMEOUT
-            raise Failure(Code.TIMEOUT, f"not done within {request.budget_s:.1f} s") from None
+            detail = (
+                f"{answered.output_tokens} tokens after {request.budget_s:g} s, "
+                "when the time was up"
+            )
+            raise Failure(Code.TIMEOUT, detail) from None
         except Failure as failure:
             answered.outcome = failure.code
             raise
+        except anyio.get_cancelled_exc_class():
+            answered.outcome = Code.ABORTED
+            raise
         finally:
-            self.in_flight -= 1
-            seconds = anyio.current_time() - began
-            self._metrics.ended(role, answered.outcome, seconds, answered.output_tokens)
-            log(
-                logger,
-                "request",
-                request_id=request.request_id,
-                role=role,
-                prompt_tokens=len(request.token_ids),
-                output_tokens=answered.output_tokens,
-                total_ms=round(1000 * seconds, 1),
-                outcome=answered.outcome,
-            )
+            self._record(role, request, answered)
 
-    async def run_sequence(
-        self,
-        sequence: Sequence,
-        on_step: Callable[[Step], None],
-        *,
-        kv_path: Path | None = None,
-        num_adopted: int = 0,
-    ) -> Step:
-        """The last step of `sequence`; `on_step` gets every one as it comes. Raises Failure.
-
-        The file at `kv_path` is deleted as soon as it has been read. Being cancelled drops the
-        sequence. One that is to be held stays so from its end until it is dropped.
-        """
-        ended = anyio.Event()
-        end: list[Step | Failure] = []
-
-        def hear(word: Step | Adopted | Failure) -> None:
-            if isinstance(word, Adopted):
-                if kv_path is not None:
-                    kv_path.unlink(missing_ok=True)
-                return
-            if isinstance(word, Step):
-                on_step(word)
-                if word.finish is None:
-                    return
-            end.append(word)
-            ended.set()
-
-        self.engine.submit(sequence, hear, str(kv_path) if kv_path else None, num_adopted)
-        try:
-            await ended.wait()
-        finally:
-            if not end:
-                self.engine.drop(sequence.request_id)
-        if isinstance(end[0], Failure):
-            raise end[0]
-        return end[0]
-
-    def sequence(self, request: wire.Generate, *, hold: bool = False) -> Sequence:
-        """`request` for this engine, under an id of its own, with `max_tokens` cut to what fits."""
-        hello = self.engine.hello
-        if hello is None:
-            raise _not_up()
-        room = hello.max_sequence_tokens - len(request.token_ids)
+    def sequence(self, request: wire.Generate) -> Sequence:
+        """`request` for this engine, with `max_tokens` cut to what fits."""
+        room = self.engine.must_be_up().max_sequence_tokens - len(request.token_ids)
         sampling = msgspec.structs.replace(
             request.sampling, max_tokens=min(request.sampling.max_tokens, room)
         )
-        fitted = msgspec.structs.replace(
-            request, sampling=sampling, request_id=self.engine.new_id(request.request_id)
-        )
-        return to_sequence(fitted, hold=hold)
+        return to_sequence(msgspec.structs.replace(request, sampling=sampling))
 
     def report(self) -> ProcessReport:
         gauges, hello = self.engine.gauges, self.engine.hello
@@ -168,7 +149,7 @@ class Worker:
             epoch=self.engine.epoch,
             ready=self.engine.fresh,
             in_flight=self.in_flight,
-            waiting=gauges.waiting,
+            waiting=self.num_waiting,
             held=gauges.held,
             free_blocks=gauges.free_blocks,
             total_blocks=gauges.total_blocks,
@@ -179,24 +160,43 @@ class Worker:
 
     def _check(self, request: wire.Generate) -> None:
         """Raise Failure for a request that this worker cannot, or will not now, run."""
-        hello = self.engine.hello
-        if hello is None:
-            raise _not_up()
+        hello = self.engine.must_be_up()
         if request.model != self.settings.model:
-            raise Failure(Code.UNAVAILABLE, f"{request.model} asked of {self.settings.model}")
+            raise Failure(
+                Code.UNAVAILABLE, f"{request.model} is not served here, {self.settings.model} is"
+            )
         if request.tokenizer_digest != self.assets_digest:
             theirs, ours = request.tokenizer_digest[:12], self.assets_digest[:12]
             raise Failure(Code.STALE_TOKENIZER, f"ids of tokenizer {theirs}, here it is {ours}")
-        if self.in_flight > self.settings.max_running + self.settings.max_waiting:
+        check_fits(request, hello)
+        if self.num_waiting >= self.settings.max_waiting:
             raise Failure(
                 Code.NO_CAPACITY,
-                f"{self.settings.max_waiting} requests wait already",
-                retry_after_s=BUSY_RETRY_S,
+                f"{self.num_waiting} requests wait already, {self.settings.max_waiting} may",
+                retry_after_s=RETRY_AFTER_S,
             )
-        _check_fits(request, hello)
+
+    def _record(self, role: str, request: wire.Generate, answered: Answered) -> None:
+        total_s = answered.total_s
+        self._metrics.ended(role, answered.outcome, total_s, answered.output_tokens)
+        if answered.kv_s is not None:
+            self._metrics.collected(answered.kv_bytes, answered.kv_s)
+        log(
+            logger,
+            "request",
+            request_id=request.request_id,
+            role=role,
+            prompt_tokens=len(request.token_ids),
+            output_tokens=answered.output_tokens,
+            first_ms=_milliseconds(answered.first_s),
+            kv_bytes=answered.kv_bytes,
+            kv_ms=_milliseconds(answered.kv_s),
+            total_ms=_milliseconds(total_s),
+            outcome=answered.outcome,
+        )
 
 
-def to_sequence(message: wire.Generate, *, hold: bool = False) -> Sequence:
+def to_sequence(message: wire.Generate) -> Sequence:
     """The one conversion of what an edge asks into what an engine runs."""
     grammar = message.grammar
     return Sequence(
@@ -209,7 +209,6 @@ def to_sequence(message: wire.Generate, *, hold: bool = False) -> Sequence:
         grammar=Grammar(grammar.kind, grammar.source) if grammar else None,
         adapter=message.adapter,
         priority=message.priority,
-        hold=hold,
     )
 
 
@@ -244,34 +243,5 @@ def engine_command(settings: WorkerSettings) -> list[str]:
     return [*settings.engine_command, *(str(it) for pair in flags.items() for it in pair)]
 
 
-def _not_up() -> Failure:
-    return Failure(Code.UNAVAILABLE, "the engine is not up", retry_after_s=BUSY_RETRY_S)
-
-
-def _check_fits(request: wire.Generate, hello: Hello) -> None:
-    """Refuse what the engine would refuse, before it takes a place in its queue."""
-    num_known = len(request.token_ids) + len(request.generated_ids)
-    if not request.token_ids:
-        raise Failure(Code.BAD_INPUT, "prompt: it has no tokens")
-    if num_known >= hello.max_sequence_tokens:
-        raise Failure(
-            Code.BAD_INPUT,
-            f"prompt of {num_known} tokens leaves no room for an answer "
-            f"in the {hello.max_sequence_tokens} that one request may have",
-        )
-    if len(request.generated_ids) >= request.sampling.max_tokens:
-        raise Failure(Code.BAD_INPUT, f"max_tokens: {request.sampling.max_tokens} are there")
-    for field, ids in (
-        ("prompt", (*request.token_ids, *request.generated_ids)),
-        ("logit_bias", tuple(token_id for token_id, _ in request.sampling.logit_bias)),
-        ("stop_ids", request.sampling.stop_ids),
-    ):
-        if ids and not 0 <= min(ids) <= max(ids) < hello.vocab_size:
-            raise Failure(
-                Code.BAD_INPUT,
-                f"{field}: ids {min(ids)} to {max(ids)} in a vocabulary of {hello.vocab_size}",
-            )
-    if request.adapter is not None:
-        raise Failure(Code.BAD_INPUT, f"lora: {request.model} has no adapters")
-    if request.grammar is not None:
-        raise Failure(Code.BAD_INPUT, "response_format: this deployment offers none yet")
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(1000 * seconds, 1)

@@ -20,8 +20,9 @@ from starlette.routing import Route
 from origin_gpu.decode import DecodeRole
 from origin_gpu.engine_link import EngineGone
 from origin_gpu.handover import Prefill, Resume, Watch, Watched, WorkerEvent, WorkerRequest
-from origin_gpu.kv_transfer import KVDoor, kv_folder
-from origin_gpu.models import FolderError
+from origin_gpu.kv_files import open_files, roots
+from origin_gpu.kv_transfer import KVDoor, TcpTransport
+from origin_gpu.models import FolderError, read_assets
 from origin_gpu.prefill import PrefillRole
 from origin_gpu.settings import WorkerSettings
 from origin_gpu.worker import Worker
@@ -42,18 +43,18 @@ TELL_AT_MOST_EVERY_S = 0.05
 class WorkerApp:
     """What one worker process owns, and who answers what."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, secret: str) -> None:
         self.worker = worker
+        self.secret = secret
         self.prefill = PrefillRole(worker)
-        self.decode = DecodeRole(worker)
-        self.door = KVDoor(worker.settings.host, worker.secret, self.prefill)
+        self.decode = DecodeRole(worker, TcpTransport(secret))
         self.gone: EngineGone | None = None  # why this process has to end
 
     async def serve(self, stream: Stream[WorkerRequest, WorkerEvent]) -> None:
         """Answer one stream of a link. Raises Failure."""
         match stream.request:
             case Watch(peers):
-                self.decode.peers = {peer.name: peer for peer in peers}
+                self.worker.peers = {peer.name: peer for peer in peers}
                 await self._watch(stream)
             case Prefill(request):
                 async with self.worker.answering("prefill", request) as answered:
@@ -80,13 +81,21 @@ class WorkerApp:
         engine.listeners.add(changed)
         try:
             while True:
-                digest = engine.hello.layout.digest if engine.hello else ""
-                stream.send(Watched(self.worker.report(), self.door.address, digest))
+                said = self._watched()
+                stream.send(said)
                 await anyio.sleep(TELL_AT_MOST_EVERY_S)
                 with anyio.move_on_after(TELL_EVERY_S):
-                    await changed.wait()
+                    while self._watched() == said:
+                        await changed.wait()
         finally:
             engine.listeners.discard(changed)
+
+    def _watched(self) -> Watched:
+        return Watched(
+            report=self.worker.report(),
+            kv_address=self.worker.door.address,
+            layout_digest=self.worker.engine.layout_digest,
+        )
 
 
 @contextmanager
@@ -97,21 +106,23 @@ def worker_app(
 
     Raises FolderError.
     """
-    with kv_folder() as folder:
-        worker = Worker(settings, secret, url, folder, WorkerMetrics(registry))
-        registry.register(EngineCollector(lambda: worker.engine.gauges))
-        yield WorkerApp(worker)
+    assets = read_assets(settings.model_dir)
+    with open_files(roots()) as kv_files, KVDoor(settings.host, secret) as door:
+        worker = Worker(settings, url, assets, door, kv_files, WorkerMetrics(registry))
+        registry.register(EngineCollector(worker.engine))
+        yield WorkerApp(worker, secret)
 
 
 class Pages:
     """What a worker answers to plain GETs."""
 
-    def __init__(self, worker: Worker, registry: CollectorRegistry) -> None:
-        self._worker = worker
+    def __init__(self, app: WorkerApp, registry: CollectorRegistry) -> None:
+        self._worker = app.worker
+        self._secret = app.secret
         self._registry = registry
 
     def routes(self) -> list[Route]:
-        guard = [Middleware(NeedsSecret, secret=self._worker.secret)]
+        guard = [Middleware(NeedsSecret, secret=self._secret)]
         return [
             Route("/v1/report", self._report, middleware=guard),
             Route("/v1/assets/{digest}", self._assets, middleware=guard),
@@ -149,12 +160,12 @@ def create_app(
     async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(app.keep_engine)
-            tasks.start_soon(app.door.run)
+            tasks.start_soon(app.worker.door.run)
             yield
             tasks.cancel_scope.cancel()
 
-    link = link_route(app.serve, requests=WorkerRequest, secret=app.worker.secret, pace=pace)
-    return Starlette(routes=[link, *Pages(app.worker, registry).routes()], lifespan=lifespan)
+    link = link_route(app.serve, requests=WorkerRequest, secret=app.secret, pace=pace)
+    return Starlette(routes=[link, *Pages(app, registry).routes()], lifespan=lifespan)
 
 
 def run(settings: WorkerSettings) -> int:

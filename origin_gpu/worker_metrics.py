@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from infire.notes import Gauges
+from origin_gpu.engine_link import EngineLink
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
@@ -30,6 +30,17 @@ class WorkerMetrics:
             ("role",),
             registry=registry,
         )
+        self._kv_bytes = Counter(
+            "edgefire_worker_kv_collected_bytes",
+            "KV collected from other workers.",
+            registry=registry,
+        )
+        self._kv_seconds = Histogram(
+            "edgefire_worker_kv_collect_seconds",
+            "From asking another worker for KV to having all of it.",
+            buckets=SECONDS,
+            registry=registry,
+        )
         self._seconds = Histogram(
             "edgefire_worker_request_seconds",
             "From a request's arrival at the worker to its end.",
@@ -43,16 +54,21 @@ class WorkerMetrics:
         self._tokens.labels(role).inc(output_tokens)
         self._seconds.labels(role).observe(seconds)
 
+    def collected(self, num_bytes: int, seconds: float) -> None:
+        self._kv_bytes.inc(num_bytes)
+        self._kv_seconds.observe(seconds)
+
 
 class EngineCollector(Collector):
     """The engine's own gauges, read when somebody asks."""
 
-    def __init__(self, gauges: Callable[[], Gauges]) -> None:
-        self._gauges = gauges
+    def __init__(self, engine: EngineLink) -> None:
+        self._engine = engine
 
     def collect(self) -> Iterator[Metric]:
-        now = self._gauges()
+        now = self._engine.gauges
         for name, value, about in (
+            ("up", float(self._engine.hello is not None), "1 while it has loaded and lives."),
             ("running", now.running, "Sequences that steps compute."),
             ("waiting", now.waiting, "Sequences that wait for blocks or a slot."),
             ("held", now.held, "Finished prefills whose KV waits to be collected."),
@@ -62,6 +78,7 @@ class EngineCollector(Collector):
         ):
             yield GaugeMetricFamily(f"edgefire_engine_{name}", about, value=value)
         for name, value, about in (
+            ("starts", self._engine.num_starts, "Engine processes started by this worker."),
             ("steps", now.step, "Steps made."),
             ("prompt_tokens_computed", now.prompt_tokens_computed, "Prompt tokens computed here."),
             ("output_tokens", now.output_tokens, "Tokens sampled."),
