@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import hashlib
 import os
 import secrets
@@ -31,8 +32,9 @@ from rich.progress import (
 from infire.sources import PullError, Source, console, fetch, kept_files, parse_source
 
 MANIFEST = "edgefire.json"
-_NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # one of them
+_NEEDED = {"config.json", "tokenizer.json", "tokenizer_config.json"}
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"  # instead, where the weights are in several files
 _READ_BYTES = 1 << 20
 _SHOWN_BYTES = 1 << 24  # less is read at once
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -44,10 +46,15 @@ class Manifest(Struct, frozen=True, kw_only=True):
     """What `edgefire.json` says of the folder it is in."""
 
     source: str
+    sha256: str | None = None  # of the fetched file, if it was one
     model_digest: str  # SHA-256 of the weights: all their files, one after the other, by name
     files: dict[str, str]  # name: SHA-256
     stamps: dict[str, Stamp]  # name: what it had when it was hashed
     origin: dict[str, Stamp]  # the same of a local source's files
+
+
+class _Index(Struct, frozen=True):
+    weight_map: dict[str, str]  # tensor: file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +101,7 @@ def _only_one(into: Path) -> Iterator[None]:
         except BlockingIOError:
             console.print(f"waiting for another process that pulls {into.name}")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        for left in into.parent.glob(f"{_work_name(into)}*"):
+        for left in into.parent.glob(f"{glob.escape(_work_name(into))}*"):
             shutil.rmtree(left, ignore_errors=True)
         yield
 
@@ -111,6 +118,8 @@ def _is_complete(into: Path, wanted: _Wanted, *, verify: bool) -> bool:
     except (OSError, msgspec.DecodeError):
         return False
     if found.source != str(wanted.source) or _origin(wanted.source) not in ({}, found.origin):
+        return False
+    if wanted.sha256 not in (None, found.sha256):
         return False
     if wanted.model_digest not in (None, found.model_digest):
         return False
@@ -134,10 +143,12 @@ def _make(into: Path, wanted: _Wanted) -> None:
         fetched = fetch(wanted.source, work)
         origin = _origin(wanted.source)  # before it is read: a later change shows
         if fetched.is_dir():
+            sha256 = None
             _take(fetched, folder, wanted)
         else:
-            _convert(fetched, folder, wanted)
-        _seal(folder, wanted, origin)
+            sha256 = file_digest(fetched)
+            _convert(fetched, folder, wanted, sha256)
+        _seal(folder, wanted, sha256, origin)
         if into.exists():  # damaged, or of another source
             into.rename(work / "replaced")
         folder.rename(into)
@@ -162,12 +173,11 @@ def _take(source: Path, folder: Path, wanted: _Wanted) -> None:
             shutil.copyfile(file, target)
 
 
-def _convert(file: Path, folder: Path, wanted: _Wanted) -> None:
+def _convert(file: Path, folder: Path, wanted: _Wanted, found: str) -> None:
     from infire.gguf_folder import write_folder  # slow to import, and often not needed
     from infire.gguf_weights import UnsupportedFile
 
-    if wanted.sha256:
-        _expect(file.name, file_digest(file), wanted.sha256)
+    _expect(file.name, found, wanted.sha256)
     console.print(f"converting {file.name} to BF16")
     with _bar(MofNCompleteColumn()) as bar:
         task = bar.add_task("tensors", total=None)
@@ -179,29 +189,37 @@ def _convert(file: Path, folder: Path, wanted: _Wanted) -> None:
             raise PullError(f"{file.name}: {error}") from error
 
 
-def _seal(folder: Path, wanted: _Wanted, origin: dict[str, Stamp]) -> None:
+def _seal(folder: Path, wanted: _Wanted, sha256: str | None, origin: dict[str, Stamp]) -> None:
     """Write the manifest, after everything it speaks of has reached the disk."""
     files = {path.name: path for path in sorted(folder.iterdir())}
-    missing = [name for name in _NEEDED if name not in files]
-    if not any(name in files for name in _WEIGHTS):
-        missing.append(_WEIGHTS[0])
-    if missing:
+    if missing := sorted((_NEEDED | _weights(folder)) - files.keys()):
         raise PullError(f"{wanted.source} holds no {' and no '.join(missing)}")
     digests = {name: file_digest(path) for name, path in files.items()}
     weights = [path for path in files.values() if path.suffix == ".safetensors"]
     found = digests[weights[0].name] if len(weights) == 1 else file_digest(*weights)
-    if wanted.model_digest:
-        _expect("the weights", found, wanted.model_digest)
+    _expect("the weights", found, wanted.model_digest)
     for path in files.values():
         _flush(path)
     manifest = Manifest(
         source=str(wanted.source),
+        sha256=sha256,
         model_digest=found,
         files=digests,
         stamps={name: _stamp(path) for name, path in files.items()},
         origin=origin,
     )
     _write_manifest(folder, manifest)
+
+
+def _weights(folder: Path) -> set[str]:
+    """The files that hold a model's weights: one, or those that its index names."""
+    if not (folder / _INDEX).exists():
+        return {_WEIGHTS}
+    try:
+        index = msgspec.json.decode((folder / _INDEX).read_bytes(), type=_Index)
+    except msgspec.DecodeError as error:
+        raise PullError(f"{_INDEX}: {error}") from error
+    return set(index.weight_map.values())
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -227,8 +245,8 @@ def file_digest(*paths: Path) -> str:
     return digest.hexdigest()
 
 
-def _expect(name: str, found: str, expected: str) -> None:
-    if found != expected:
+def _expect(name: str, found: str, expected: str | None) -> None:
+    if expected not in (None, found):
         raise PullError(f"{name}: SHA-256 is {found}, expected {expected}")
 
 
@@ -255,8 +273,8 @@ def _flush(path: Path) -> None:
 
 def _reason(error: OSError, into: Path) -> str:
     if error.errno in _FULL:
-        free = shutil.disk_usage(into.parent).free
-        return f"disk full: {free / 1e6:.0f} MB are free in {into.parent}"
+        place = next(parent for parent in into.parents if parent.exists())
+        return f"disk full: {shutil.disk_usage(place).free / 1e6:.0f} MB are free in {place}"
     return f"{into}: {error}"
 
 

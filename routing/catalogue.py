@@ -51,7 +51,10 @@ class Catalogue:
         try:
             return self.rows[model]
         except KeyError:
-            raise Failure(Code.UNKNOWN_MODEL, f"No such model {model} or task") from None
+            known = ", ".join(sorted(self.rows))
+            raise Failure(
+                Code.UNKNOWN_MODEL, f"{model} is not in the catalogue; known: {known}"
+            ) from None
 
 
 def load_catalogue(path: Path | None = None) -> Catalogue:
