@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 MAX_FRAME_BYTES = 64 * 2**20  # of one WebSocket message: a prompt of 128k ids takes 0.6 MB
 DEAD_PEER_S = 90  # a peer that takes nothing of what was sent for so long is disconnected
+KEEP_ALIVE_S = 75  # longer than load balancers keep idle connections: else both ends race
 DRAIN_S = 2  # connections may close by themselves for this long after a signal
 PARENT_CHECK_S = 0.5
 STOP_S = 4.5  # after which a process that was told to stop is gone, whatever it still does
@@ -65,6 +66,7 @@ def server(app: ASGIApp) -> Server:
             server_header=False,
             proxy_headers=False,  # who may say where a client is from, the edge decides itself
             lifespan="on",
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=DRAIN_S,
         )
     )
