@@ -58,29 +58,23 @@ def load_model(  # noqa: PLR0913  one parameter a setting
     where, trouble = choose_device(device)
     if trouble is not None:
         _logger.warning("computing on the CPU: %s", trouble)
-    kind = choose_dtype(dtype, where, config.hidden_size, config.intermediate_size)
-    name = str(kind).removeprefix("torch.")
+    kind = choose_dtype(dtype, where)
+    weights = WeightFiles(folder, device=where, dtype=kind)
     layout = KVLayout(
-        groups=kv_groups(config, block_tokens), dtype=name, model_digest=model_digest(folder)
+        groups=kv_groups(config, block_tokens),
+        dtype=str(kind).removeprefix("torch."),
+        model_digest=model_digest(folder),
     )
     num_blocks = tuple(
         _num_blocks(group, kv_tokens, max_running, max_step_tokens) for group in layout.groups
     )
-    # No position past these can come: what has no window must be held whole.
-    max_tokens = min(
-        [
-            config.context_window,
-            *(
-                count * group.block_tokens
-                for group, count in zip(layout.groups, num_blocks, strict=True)
-                if group.window is None
-            ),
-        ]
+    max_tokens = _max_tokens(config, layout, num_blocks)
+    runner = ModelRunner(
+        transformer(config, weights, max_tokens=max_tokens),
+        KVCache(layout, num_blocks, where),
+        num_slots=max_running,
+        max_tokens=max_tokens,
     )
-    weights = WeightFiles(folder, device=where, dtype=kind)
-    model = transformer(config, weights, max_tokens=max_tokens)
-    cache = KVCache(layout, num_blocks, where)
-    runner = ModelRunner(model, cache, num_slots=max_running, max_tokens=max_tokens)
     runner.warm_up()
     return Loaded(
         runner=runner,
@@ -90,7 +84,7 @@ def load_model(  # noqa: PLR0913  one parameter a setting
         vocab_size=config.vocab_size,
         model_digest=layout.model_digest,
         device=str(where),
-        dtype=name,
+        dtype=layout.dtype,
         load_s=perf_counter() - began,
     )
 
@@ -117,3 +111,13 @@ def _num_blocks(group: KVGroup, kv_tokens: int, max_running: int, max_step_token
         return blocks
     seen = -(-(group.window - 1 + max_step_tokens) // group.block_tokens) + 2
     return min(blocks, seen * max_running)
+
+
+def _max_tokens(config: ModelConfig, layout: KVLayout, num_blocks: tuple[int, ...]) -> int:
+    """No later position can come: what has no window must be held whole."""
+    held = [
+        count * group.block_tokens
+        for group, count in zip(layout.groups, num_blocks, strict=True)
+        if group.window is None
+    ]
+    return min([config.context_window, *held])
