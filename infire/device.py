@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from time import perf_counter
+import sys
 
 import torch
-from torch.nn.functional import linear
 
-_TRIAL_S = 0.1  # for each of the two types
-_TRIAL_ROWS = 32
+# As torch.cpu.get_capabilities names them, of x86 and of ARM.
+BFLOAT16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
 
 
 class NoDevice(RuntimeError):
@@ -32,11 +31,11 @@ def choose_device(name: str) -> tuple[torch.device, str | None]:
     return torch.device("cpu"), trouble
 
 
-def choose_dtype(name: str, device: torch.device, hidden_size: int, inner_size: int) -> torch.dtype:
-    """The type of that name, "auto" taking the faster one on `device`.
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The type of that name, "auto" taking the one that `device` computes in fast.
 
-    On CPU it is timed, for at most 0.2 s, on a layer of the model's own size: not every CPU
-    computes in bfloat16, and some do so slowly.
+    The same on every call on one machine, whatever else runs there: prefill and decode workers that
+    disagreed could hand each other no KV. So nothing is timed.
     """
     match name:
         case "bfloat16":
@@ -46,8 +45,7 @@ def choose_dtype(name: str, device: torch.device, hidden_size: int, inner_size: 
         case "auto" if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
         case "auto":
-            kinds = (torch.bfloat16, torch.float32)
-            return min(kinds, key=lambda kind: _trial_s(kind, hidden_size, inner_size))
+            return torch.bfloat16 if _cpu_computes_bfloat16() else torch.float32
         case _:
             raise ValueError(f"dtype {name!r} is not one of auto, bfloat16, float32")
 
@@ -65,14 +63,12 @@ def _cuda_trouble() -> str | None:
     return None
 
 
-def _trial_s(dtype: torch.dtype, hidden_size: int, inner_size: int) -> float:
-    """Seconds of the fastest pass through one layer."""
-    weight = torch.ones(inner_size, hidden_size, dtype=dtype)
-    x = torch.ones(_TRIAL_ROWS, hidden_size, dtype=dtype)
-    fastest = float("inf")
-    began = now = perf_counter()
-    while now - began < _TRIAL_S:
-        linear(x, weight)
-        before, now = now, perf_counter()
-        fastest = min(fastest, now - before)
-    return fastest
+def _cpu_computes_bfloat16() -> bool:
+    """Whether it has instructions for it; without, bfloat16 is widened first and slower.
+
+    On macOS torch hands float32 to Apple's Accelerate and computes bfloat16 itself, slowly.
+    """
+    if sys.platform == "darwin":
+        return False
+    able = torch.cpu.get_capabilities()
+    return any(able.get(name, False) for name in BFLOAT16_INSTRUCTIONS)
