@@ -170,16 +170,9 @@ def test_an_unknown_device_or_type_is_refused() -> None:
 def test_auto_takes_bfloat16_where_the_cpu_has_instructions_for_it(
     monkeypatch: pytest.MonkeyPatch, able: dict[str, bool], expected: torch.dtype
 ) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
     assert choose_dtype("auto", torch.device("cpu")) == expected
-
-
-def test_auto_is_the_same_type_in_every_process() -> None:
-    """Prefill and decode workers that disagreed could hand each other no KV."""
-    code = "import torch, infire.device as d; print(d.choose_dtype('auto', torch.device('cpu')))"
-    command = [sys.executable, "-c", code]
-    said = {subprocess.run(command, capture_output=True, check=True).stdout for _ in range(3)}
-    assert len(said) == 1
 
 
 # --- folders that cannot be served --------------------------------------------------------------
