@@ -21,10 +21,10 @@ def sampled(ask: SamplingAsk, **defaults: float) -> wire.Sampling:
 
 
 def test_what_the_client_says_goes_before_what_the_makers_advise() -> None:
-    advised = {"temperature": 0.6, "top_p": 0.92, "top_k": 40.0, "repetition_penalty": 1.1}
+    advised = {"temperature": 0.4, "top_p": 0.92, "top_k": 40.0, "repetition_penalty": 1.1}
     made = sampled(SamplingAsk(), **advised)
     assert (made.temperature, made.top_p, made.top_k, made.repetition_penalty) == (
-        0.6,
+        0.4,
         0.92,
         40,
         1.1,
@@ -34,9 +34,9 @@ def test_what_the_client_says_goes_before_what_the_makers_advise() -> None:
     assert (made.temperature, made.top_p, made.top_k, made.repetition_penalty) == (0.0, 0.5, 7, 1.0)
 
 
-def test_without_a_word_from_either_nothing_is_changed() -> None:
+def test_without_a_word_from_either_only_the_documented_temperature_applies() -> None:
     made = sampled(SamplingAsk(seed=1))
-    assert made == wire.Sampling(max_tokens=5, seed=1, stop_ids=(2,))
+    assert made == wire.Sampling(max_tokens=5, seed=1, temperature=0.6, stop_ids=(2,))
 
 
 def test_top_p_above_one_means_all() -> None:
