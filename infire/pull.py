@@ -82,7 +82,7 @@ def pull(
     wanted = _Wanted(source=parse_source(source), sha256=sha256, model_digest=model_digest)
     into = into.resolve()
     try:
-        if _is_complete(into, wanted, verify=verify):
+        if _is_complete(into, wanted, verify=verify) and not _left_over(into):
             return
         into.parent.mkdir(parents=True, exist_ok=True)
         with _only_one(into):
@@ -101,9 +101,14 @@ def _only_one(into: Path) -> Iterator[None]:
         except BlockingIOError:
             console.print(f"waiting for another process that pulls {into.name}")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        for left in into.parent.glob(f"{glob.escape(_work_name(into))}*"):
+        for left in _left_over(into):
             shutil.rmtree(left, ignore_errors=True)
         yield
+
+
+def _left_over(into: Path) -> list[Path]:
+    """The work folders of pulls that are at work, or were interrupted."""
+    return list(into.parent.glob(f"{glob.escape(_work_name(into))}*"))
 
 
 def _work_name(into: Path) -> str:
