@@ -81,6 +81,7 @@ def pull(
     catalogue: Catalogue = None,
 ) -> None:
     """Fetch a model of the catalogue, unless it is here. Prints its folder."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # its child is stopped, as by ^C
     try:
         screen.result(str(_pull(model, catalogue)))
     except CANNOT as exc:
