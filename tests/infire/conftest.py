@@ -1,12 +1,16 @@
-"""A small GGUF file, and where a pull puts its model."""
+"""Models to pull and models that are pulled: a small GGUF file, and the default model's folder."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from infire.pull import pull
+from routing.catalogue import load_catalogue
+from routing.paths import model_folder, paths
 from tests.fakes.small_gguf import small_llama, small_tokenizer, write_gguf
 
 
@@ -28,4 +32,14 @@ def gguf(tiny: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def into(tmp_path: Path) -> Path:
+    """Where a test's model is pulled to."""
     return tmp_path / "models" / "tiny"
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder() -> Path:
+    """The default model, in the user's cache; pulled if it is not there yet."""
+    row = load_catalogue().row("@cf/huggingfacetb/smollm2-135m-instruct")
+    folder = model_folder(paths(os.environ).cache, row.model)
+    pull(row.source, folder, sha256=row.sha256, model_digest=row.model_digest)
+    return folder
