@@ -28,7 +28,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _LINES = [
-    "The capital of France is Paris, and in 1998 it won 3 to 0.",
+    "The capital of France is Paris, and in 1998 it won 3 to 0. 1998, 1998, 98!",
     "Été à la plage, naïve façade; Größe 42 — schön.",
     "def add(a, b):\n    return a + b  # they're numbers\n",
     "東京は日本の首都です。 今日は良い天気ですね。",
@@ -52,13 +52,9 @@ _PLACES = {
 
 def small_tokenizer() -> Tokenizer:
     """Digits one by one, then byte-level BPE with 60 merges: as SmolLM2's, only smaller."""
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
-    )
+    tokenizer.pre_tokenizer = words  # so that some merges are of digits, which must not be used
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=256 + len(CONTROL) + 60,
@@ -67,6 +63,8 @@ def small_tokenizer() -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_LINES * 2, trainer)
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in USER_DEFINED])
     return tokenizer
 

