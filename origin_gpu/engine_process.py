@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -48,23 +48,21 @@ class EngineSocket:
             except ConnectionError as exc:
                 raise EngineLost(f"it takes no more notes ({exc})") from exc
 
-    async def receive(self) -> list[FromEngine]:
-        """All frames that have arrived whole, at least one."""
-        while not (frames := self._whole_frames()):
-            await anyio.wait_readable(self._sock)
-            try:
-                chunk = self._sock.recv(_RECEIVE_BYTES)
-            except BlockingIOError:
-                continue
-            except ConnectionError as exc:
-                raise EngineLost(f"its socket broke ({exc})") from exc
-            if not chunk:
-                raise EngineLost("it closed its socket")
-            self._received += chunk
-        return frames
+    async def receive(self) -> Iterator[FromEngine]:
+        """The frames that are whole with what arrives next, if any. EngineLost at the end."""
+        await anyio.wait_readable(self._sock)
+        try:
+            chunk = self._sock.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return iter(())
+        except ConnectionError as exc:
+            raise EngineLost(f"its socket broke ({exc})") from exc
+        if not chunk:
+            raise EngineLost("it closed its socket")
+        self._received += chunk
+        return self._whole_frames()
 
-    def _whole_frames(self) -> list[FromEngine]:
-        frames: list[FromEngine] = []
+    def _whole_frames(self) -> Iterator[FromEngine]:
         begin, end = 0, len(self._received)
         while end - begin >= _PREFIX_BYTES:
             body = begin + _PREFIX_BYTES
@@ -72,12 +70,11 @@ class EngineSocket:
             if stop > end:
                 break
             try:
-                frames.append(self._decode(self._received[body:stop]))
+                yield self._decode(self._received[body:stop])
             except msgspec.DecodeError as exc:
                 raise EngineLost(f"malformed frame of {stop - body} bytes: {exc}") from exc
             begin = stop
         del self._received[:begin]
-        return frames
 
 
 @asynccontextmanager

@@ -13,11 +13,13 @@ import pytest
 
 from infire.notes import Gauges
 from origin_gpu.handover import Collected, Prefill, Prefilled, Resume, Watch, Watched, WorkerEvent
+from origin_gpu.kv_files import KVFiles
 from routing import wire
 from routing.errors import Code
 from routing.region import ProcessReport
 from routing.wire import Logprob
 from tests.fakes.model_folder import CONTEXT_WINDOW
+from tests.fakes.tcp_proxy import tcp_proxy
 from tests.origin_gpu.local_workers import (
     MODEL,
     PATIENCE_S,
@@ -40,6 +42,10 @@ def fault(events: list[WorkerEvent], code: Code) -> str:
     assert isinstance(events[-1], wire.Fault)
     assert events[-1].code is code, events[-1]
     return events[-1].detail
+
+
+def num_files(files: KVFiles) -> int:
+    return sum(len(list(folder.iterdir())) for folder in files._folders)
 
 
 async def prefilled_of(events: Any) -> Prefilled:
@@ -274,6 +280,29 @@ async def test_hanging_up_while_kv_is_held(tmp_path: Path) -> None:
             await prefilled_of(held)
             await p.until(lambda report: report.held == 1)
         await p.settled()
+
+
+async def test_hanging_up_in_the_transfer(tmp_path: Path) -> None:
+    """The network stands still: the collector closes its connection and leaves no file behind. The
+    prefill worker holds on, and the KV can be collected after all."""
+    async with local_pair(tmp_path) as (p, d), tcp_proxy(p.peer.kv_address) as proxy:
+        proxy.act, proxy.back = "hold", 600
+        slow = msgspec.structs.replace(p.peer, kv_address=proxy.address)
+        files = d.app.worker.kv_files
+        request = p.generate(65, num_prompt=100, max_tokens=3)
+        async with p.link.open(Prefill(request)) as held:
+            prefilled = await prefilled_of(held)
+            async with d.watching(slow), d.link.open(Resume(request, prefilled)):
+                with anyio.fail_after(PATIENCE_S):
+                    await proxy.stopped.wait()
+                assert num_files(files) == 1
+            with anyio.fail_after(PATIENCE_S):
+                await proxy.closed.wait()
+            assert num_files(files) == 0
+            await d.settled()
+            assert p.report.held == 1
+            async with d.watching(p.peer):
+                assert ids(await d.ask(Resume(request, prefilled))) == [67, 68]
 
 
 async def test_hanging_up_in_decode(tmp_path: Path) -> None:
