@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from infire.notes import Gauges
+from origin_gpu import worker_app
 from origin_gpu.handover import Collected, Prefill, Prefilled, Resume, Watch, Watched, WorkerEvent
 from origin_gpu.kv_files import KVFiles
 from routing import wire
@@ -194,7 +195,7 @@ async def test_tickets_are_not_trusted(tmp_path: Path) -> None:
                 ({"url": "http://127.0.0.1:1"}, Code.INCOMPATIBLE, "http://127.0.0.1:1"),
                 ({"layout": layout}, Code.INCOMPATIBLE, "model another"),
                 ({"num_tokens": 1}, Code.INCOMPATIBLE, "1 tokens"),
-                ({"num_bytes": 1 << 40}, Code.INCOMPATIBLE, str(1 << 40)),
+                ({"num_bytes": 1 << 40}, Code.INCOMPATIBLE, "bytes for 2 tokens, not 16"),
                 ({"epoch": "before"}, Code.LOST, "before"),
                 ({"request_id": "r2#9"}, Code.LOST, "r2#9"),
             ):
@@ -311,6 +312,7 @@ async def test_hanging_up_in_decode(tmp_path: Path) -> None:
         async with p.link.open(Prefill(request)) as held:
             async with d.link.open(Resume(request, await prefilled_of(held))) as events:
                 assert await anext(aiter(events)) == wire.Tokens((67,))
+                assert num_files(d.app.worker.kv_files) == 0, "read already"
             await d.settled()
 
 
@@ -363,7 +365,7 @@ async def test_a_ticket_of_an_earlier_life_is_refused(tmp_path: Path) -> None:
 
 
 async def test_watching(tmp_path: Path) -> None:
-    """Said at once, on change, and every second; what is said is what the report says."""
+    """Said at once, and every second; what is said is what the report says."""
     async with local_worker(tmp_path, "p", "prefill") as p, p.link.open(Watch(())) as events:
         said = aiter(events)
         with anyio.fail_after(PATIENCE_S):
@@ -374,7 +376,16 @@ async def test_watching(tmp_path: Path) -> None:
             assert first.layout_digest == p.app.worker.engine.layout_digest != ""
             assert first.report.models[0].model == MODEL
             assert first.report.models[0].context_window == CONTEXT_WINDOW
-            assert await anext(said) == first  # a second later
+            assert await anext(said) == first
+
+
+async def test_changes_are_said_without_waiting_for_the_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_app, "TELL_EVERY_S", 1000.0)
+    async with local_worker(tmp_path, "p", "prefill") as p, p.link.open(Watch(())) as events:
+        said = aiter(events)
+        with anyio.fail_after(PATIENCE_S):
             async with p.link.open(Prefill(p.generate(65))):
                 while not (await anext(said)).report.held:  # type: ignore[union-attr]
                     pass
