@@ -25,6 +25,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # an engine that fails leaves a plain traceback in the log
 )
 
+# Engines of several workers share a host: one that has nothing to do must not spin for work, which
+# OpenMP's threads do by default after every step. What the user sets wins. Read when torch is
+# imported, so it must be set before.
+_IDLE_QUIETLY = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "0"}
+
 # A flag wins over the environment (INFIRE_KV_TOKENS), that over the file of --config.
 _FROM_ENVIRONMENT = {"auto_envvar_prefix": "INFIRE"}
 
@@ -84,6 +89,8 @@ def serve(  # noqa: PLR0913  one parameter a flag
         max_running=max_running,
         threads=threads or usable_cpus(),
     )
+    for name, value in _IDLE_QUIETLY.items():
+        os.environ.setdefault(name, value)
     serve_process(settings.fd, lambda: load(settings))
 
 

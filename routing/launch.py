@@ -31,10 +31,6 @@ READY_WITHIN_S = 900.0  # loading a large model from a slow disk
 ACCOUNT = "demo"
 FAILED, INTERRUPTED = 1, 130  # 130: what a shell says of a program ended by ^C
 
-# Engines of several workers share the cores: one that has nothing to do must not spin for work,
-# which OpenMP's threads do by default after every step. What the user sets wins.
-IDLE_QUIETLY = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "0"}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpSettings:
@@ -114,7 +110,7 @@ class Launch:
         self._screen = screen
         self._children = Children(
             prepared.commands,
-            {**IDLE_QUIETLY, **settings.environ},
+            settings.environ,
             say=screen.say,
             changed=self._note,
         )
