@@ -7,10 +7,15 @@ from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from infire.admission import Limits
+from infire.batch import build
 from infire.blocks import BlockPool
 from infire.engine import Engine
 from infire.load import Loaded, load_model
+from infire.plan import Row
 from infire.request import SamplingParams, Sequence
 from infire.scheduler import Scheduler
 
@@ -21,7 +26,7 @@ _SETTINGS: dict[str, Any] = {
     "block_tokens": 16,
     "max_running": 16,
     "max_step_tokens": 512,
-    "threads": 2,
+    "threads": 1,  # what else runs here must not make it many times slower
 }
 
 
@@ -93,3 +98,15 @@ def finish(engine: Engine) -> dict[str, list[int]]:
         for step in results.steps:
             gained.setdefault(step.request_id, []).extend(step.ids)
     return gained
+
+
+@torch.inference_mode()
+def logits(model: Loaded, ids: Seq[int]) -> Tensor:
+    """(T, V): of every position, as no request can ask for them."""
+    runner = model.runner
+    blocks = tuple(range(-(-len(ids) // model.layout.groups[0].block_tokens)))
+    row = Row(slot=0, start=0, num_new=len(ids), ids=tuple(ids))
+    runner._tables.clear(0)
+    runner._tables.extend(0, [blocks] * len(model.layout.groups))
+    batch = build([row], runner._tables, runner._shapes)
+    return runner._model.logits(runner._model.forward(batch, runner._cache.layers))
