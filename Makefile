@@ -13,6 +13,9 @@ TORCH_SPEC =
 DEVICE = auto
 FLEET =
 ONCE =
+# make test, make test-all: processes that share the test files. Many tests wait for processes they
+# have started, so two are worth it on two cores.
+JOBS = 2
 # make load
 USERS = 20
 TIME = 60
@@ -32,10 +35,10 @@ run: $(VENV)/.installed
 	@$(BIN)/python -m routing up --device "$(DEVICE)" $(if $(FLEET),--fleet "$(FLEET)") $(if $(filter-out 0,$(ONCE)),--once)
 
 test: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
 test-all: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff format --check .
