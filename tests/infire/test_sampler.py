@@ -132,13 +132,22 @@ def test_the_presence_penalty_is_taken_once() -> None:
     assert one([4.0, 3.6], prompt=[1], output=[0], **knobs).ids == (1,)
 
 
-def test_penalties_count_what_the_sampler_itself_said() -> None:
-    """With logits 3, 2, 1 and 1.5 off a time: 0 (1.5), 1 (0.5), 0 (0), 2 ..."""
+@pytest.mark.parametrize(
+    ("penalty", "expected"),
+    [
+        ({"frequency_penalty": 1.5}, [0, 1, 0, 2]),  # 0 falls to 1.5, 1 to 0.5, 0 to 0
+        ({"presence_penalty": 2.5}, [0, 1, 2, 0]),  # each falls once: to 0.5, -0.5, -1.5
+        ({"repetition_penalty": 4.0}, [0, 1, 2, 0]),  # each falls once: to 0.75, 0.5, 0.25
+    ],
+    ids=str,
+)
+def test_penalties_count_what_the_sampler_itself_said(
+    penalty: dict[str, float], expected: list[int]
+) -> None:
     alone = sampler(3)
-    alone.open(opened(temperature=0.0, frequency_penalty=1.5))
+    alone.open(opened(temperature=0.0, **penalty))
     logits = torch.tensor([[3.0, 2.0, 1.0]])
-    said = [alone.sample(logits, [0], [n])[0].ids[0] for n in range(4)]
-    assert said == [0, 1, 0, 2]
+    assert [alone.sample(logits, [0], [n])[0].ids[0] for n in range(4)] == expected
 
 
 def test_a_slot_forgets_its_last_tenant() -> None:
