@@ -8,7 +8,6 @@ import msgspec
 
 MEDIA_TYPE = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
-KEEP_ALIVE = b": \n\n"  # a comment: readers skip it, proxies see that the stream lives
 
 _encode = msgspec.json.Encoder().encode
 

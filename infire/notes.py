@@ -11,6 +11,22 @@ from msgspec import Struct
 from infire.kv_layout import KVLayout
 from infire.request import Sequence, Step
 
+PREFIX_BYTES = 4  # of a frame: its length
+
+
+def take_frames(received: bytearray) -> list[bytearray]:
+    """The frames that have arrived whole, without their prefixes; removed from `received`."""
+    frames, begin = [], 0
+    while len(received) - begin >= PREFIX_BYTES:
+        body = begin + PREFIX_BYTES
+        end = body + int.from_bytes(received[begin:body], "little")
+        if end > len(received):
+            break
+        frames.append(received[body:end])
+        begin = end
+    del received[:begin]
+    return frames
+
 
 class Submit(Struct, frozen=True, tag="submit"):
     """Run `sequence`. With `kv_path`, the KV of its first `num_adopted` tokens lies there."""

@@ -15,13 +15,21 @@ from time import monotonic
 import msgspec
 
 from infire.engine import Engine
-from infire.notes import Broken, FromEngine, Hello, Note, Notes, Results
+from infire.notes import (
+    PREFIX_BYTES,
+    Broken,
+    FromEngine,
+    Hello,
+    Note,
+    Notes,
+    Results,
+    take_frames,
+)
 
 HEARTBEAT_S = 1.0  # between frames when idle
 MAX_UNREAD_BYTES = 4 << 20  # past this, a peer that does not read stops the steps
 FAREWELL_S = 5.0  # for telling the peer why the process ends
 _RECEIVE_BYTES = 1 << 18
-_PREFIX_BYTES = 4
 
 
 class Hangup(Exception):
@@ -49,24 +57,17 @@ class Peer:
     def send_nowait(self, message: FromEngine) -> None:
         """Queue one frame, and send what the socket takes at once."""
         begin = len(self._unsent)
-        self._unsent += bytes(_PREFIX_BYTES)
-        self._encode_into(message, self._unsent, begin + _PREFIX_BYTES)
-        num_bytes = len(self._unsent) - begin - _PREFIX_BYTES
-        self._unsent[begin : begin + _PREFIX_BYTES] = num_bytes.to_bytes(_PREFIX_BYTES, "little")
+        self._unsent += bytes(PREFIX_BYTES)
+        self._encode_into(message, self._unsent, begin + PREFIX_BYTES)
+        num_bytes = len(self._unsent) - begin - PREFIX_BYTES
+        self._unsent[begin : begin + PREFIX_BYTES] = num_bytes.to_bytes(PREFIX_BYTES, "little")
         self._send_queued()
 
     def receive_nowait(self) -> Iterator[Note]:
         """The notes of every whole frame that has arrived. Raises `Hangup`."""
         self._fill()
-        begin, end = 0, len(self._received)
-        while end - begin >= _PREFIX_BYTES:
-            body = begin + _PREFIX_BYTES
-            stop = body + int.from_bytes(self._received[begin:body], "little")
-            if stop > end:
-                break
-            yield from self._decode(self._received[body:stop]).notes
-            begin = stop
-        del self._received[:begin]
+        for frame in take_frames(self._received):
+            yield from self._decode(frame).notes
 
     def wait(self, timeout_s: float) -> None:
         """Until something arrives, queued bytes can go out, or the time is over."""

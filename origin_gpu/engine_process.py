@@ -15,11 +15,10 @@ import anyio
 import msgspec
 from anyio.abc import Process
 
-from infire.notes import FromEngine, Note, Notes
+from infire.notes import PREFIX_BYTES, FromEngine, Note, Notes, take_frames
 
 STOP_S = 1.0  # what an engine has for its last step, from the closing of its socket to SIGKILL
 _RECEIVE_BYTES = 1 << 18
-_PREFIX_BYTES = 4
 
 
 class EngineLost(Exception):
@@ -39,7 +38,7 @@ class EngineSocket:
     async def send(self, notes: Sequence[Note]) -> None:
         """One frame. It waits where the engine, busy with a step, has not read the last ones."""
         frame = self._encode(Notes(tuple(notes)))
-        unsent = memoryview(len(frame).to_bytes(_PREFIX_BYTES, "little") + frame)
+        unsent = memoryview(len(frame).to_bytes(PREFIX_BYTES, "little") + frame)
         while unsent:
             try:
                 unsent = unsent[self._sock.send(unsent) :]
@@ -63,18 +62,11 @@ class EngineSocket:
         return self._whole_frames()
 
     def _whole_frames(self) -> Iterator[FromEngine]:
-        begin, end = 0, len(self._received)
-        while end - begin >= _PREFIX_BYTES:
-            body = begin + _PREFIX_BYTES
-            stop = body + int.from_bytes(self._received[begin:body], "little")
-            if stop > end:
-                break
+        for frame in take_frames(self._received):
             try:
-                yield self._decode(self._received[body:stop])
+                yield self._decode(frame)
             except msgspec.DecodeError as exc:
-                raise EngineLost(f"malformed frame of {stop - body} bytes: {exc}") from exc
-            begin = stop
-        del self._received[:begin]
+                raise EngineLost(f"malformed frame of {len(frame)} bytes: {exc}") from exc
 
 
 @asynccontextmanager

@@ -140,7 +140,6 @@ class Link(Generic[Ev]):
         if not self.connected:
             raise Failure(Code.LOST, f"{self.url}: {self._reason}")
         self._readers[number] = reader
-        self.stats.streams_opened += 1
         self._act(Open(number, self._window, request))
 
     def _hang_up(self, number: int) -> None:

@@ -65,4 +65,3 @@ class LinkStats:
 
     frames_sent: int = 0
     frames_received: int = 0
-    streams_opened: int = 0

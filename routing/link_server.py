@@ -148,7 +148,6 @@ class _Connection:
         outbox: Outbox[Any] = Outbox(opened.id, opened.window, patience, self._has_news)
         answer = _Answer(outbox, anyio.CancelScope())
         self._answers[opened.id] = answer
-        self._stats.streams_opened += 1
         tasks.start_soon(self._answer, Stream(opened.request, outbox.put), answer)
 
     async def _answer(self, stream: Stream[Any, Any], answer: _Answer) -> None:

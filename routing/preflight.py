@@ -21,7 +21,6 @@ SMALL_MEMORY_BYTES = 8 * GB  # below: one worker, not four of them
 LEAST_MEMORY_BYTES = 2 * GB  # torch, the model and its KV in one worker, the edge and the front
 ENVIRONMENT_BYTES = 3 * GB  # .venv with the CPU build of torch, and pip's copies while it unpacks
 CUDA_ENVIRONMENT_BYTES = 12 * GB
-MODEL_BYTES = GB  # the default model: 95 MB to download, 270 MB as BF16, and both for a moment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
