@@ -1,0 +1,42 @@
+// x += delta; out = x / rms(x) * weight. Worked out in float32, each result rounded once.
+
+#include <cmath>
+
+#include "ops.h"
+
+namespace infire {
+
+void norm(const NormArgs& args, Worker& worker) {
+  // Rows that lie together, so that few rows are not handed out one by one.
+  constexpr int64_t together = 4;
+  const int64_t num_rows = *args.num_rows;
+  float* sums = reinterpret_cast<float*>(worker.scratch);
+  const int64_t padded = (args.size + LANES - 1) / LANES * LANES;
+  for (Share share(worker, (num_rows + together - 1) / together); share.next();) {
+    const int64_t end = share.item * together + together;
+    for (int64_t row = share.item * together; row < (end < num_rows ? end : num_rows); row++) {
+      const int64_t from = args.index ? args.index[row] : row;
+      bf16* x = args.x + from * args.ld_x;
+      const bf16* delta = args.delta ? args.delta + from * args.ld_x : nullptr;
+      F squares = {};
+      for (int64_t n = 0; n < padded; n += LANES) {
+        F value = load_bf16(x + n);
+        if (delta) {
+          bf16 rounded[LANES];
+          store_bf16(rounded, value + load_bf16(delta + n));
+          value = load_bf16(rounded);
+          if (args.keep) std::memcpy(x + n, rounded, sizeof(rounded));
+        }
+        store(sums + n, value);
+        squares = fma(value, value, squares);
+      }
+      const float mean = sum(squares) / static_cast<float>(args.size);
+      const F scale = splat(1.0f / std::sqrt(mean + static_cast<float>(args.eps)));
+      bf16* out = args.out + row * args.ld_out;
+      for (int64_t n = 0; n < padded; n += LANES)
+        store_bf16(out + n, load(sums + n) * scale * load_bf16(args.weight + n));
+    }
+  }
+}
+
+}  // namespace infire

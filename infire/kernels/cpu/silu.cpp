@@ -1,0 +1,30 @@
+// out = silu(gate) * up = gate / (1 + e^-gate) * up, in float32, rounded once.
+
+#include "ops.h"
+
+namespace infire {
+
+void silu(const SiluArgs& args, Worker& worker) {
+  constexpr int64_t part = 512;  // columns
+  const int64_t parts = (args.size + part - 1) / part;
+  for (Share share(worker, *args.num_rows * parts); share.next();) {
+    const int64_t row = share.item / parts, begin = share.item % parts * part;
+    const bf16* gate = args.x + row * args.ld_x;
+    const bf16* up = gate + args.size;
+    bf16* out = args.out + row * args.ld_out;
+    const int64_t end = begin + part < args.size ? begin + part : args.size;
+    int64_t n = begin;
+    const auto gated = [](F g, F u) { return g / (splat(1.0f) + exponential(-g)) * u; };
+    for (; n + LANES <= end; n += LANES)
+      store_bf16(out + n, gated(load_bf16(gate + n), load_bf16(up + n)));
+    if (n < end) {
+      bf16 tail[3][LANES] = {};
+      std::memcpy(tail[0], gate + n, (end - n) * sizeof(bf16));
+      std::memcpy(tail[1], up + n, (end - n) * sizeof(bf16));
+      store_bf16(tail[2], gated(load_bf16(tail[0]), load_bf16(tail[1])));
+      std::memcpy(out + n, tail[2], (end - n) * sizeof(bf16));
+    }
+  }
+}
+
+}  // namespace infire
