@@ -27,6 +27,7 @@ class SamplingAsk:
     presence_penalty: float | None = None
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
+    speculate: bool = True  # False: each token by a step of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

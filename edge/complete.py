@@ -228,4 +228,5 @@ def sampling_of(
         logit_bias=ask.logit_bias,
         logprobs=ask.logprobs,
         stop_ids=stop_ids,
+        speculate=ask.speculate,
     )

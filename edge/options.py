@@ -1,6 +1,7 @@
 """What may ride along with a prompt on either API: sampling, stop strings, features. Pure.
 
 Ranges are those of the published schemas (Workers AI's llama models; OpenAI's chat completions).
+`speculative` is this platform's own.
 """
 
 from __future__ import annotations
@@ -72,7 +73,12 @@ def sampling(body: Fields, ranges: Mapping[str, Range], logprobs: int | None = N
         said["seed"] %= 2**63
     if said["repetition_penalty"] is not None:
         said["repetition_penalty"] = _repetition(said["repetition_penalty"])
-    return SamplingAsk(**said, logit_bias=_logit_bias(body), logprobs=logprobs)
+    return SamplingAsk(
+        **said,
+        logit_bias=_logit_bias(body),
+        logprobs=logprobs,
+        speculate=body.flag("speculative") is not False,
+    )
 
 
 def stops(body: Fields) -> tuple[str, ...]:

@@ -23,6 +23,11 @@ class Limits:
 
     max_step_tokens: int = 512  # tokens one forward pass computes, all rows together
     max_running: int = 64  # rows of a pass, at most
+    max_draft_ids: int = 6  # ids that one row has verified in a pass, at most; 0: none ever
+    # Tokens of a pass with drafts, at most. On 2 cores reading the weights takes as long as the
+    # arithmetic of about 10 tokens: up to there a draft is nearly free, and past 16 a pass takes
+    # longer than what most drafts save.
+    max_drafted_tokens: int = 16
     context_window: int | None = None  # tokens of one sequence, prompt and output
     vocab_size: int | None = None
 

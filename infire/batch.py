@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from infire.cells import cells_of
 from infire.kernels.tiles import Span, Tile, TileShape, tiles_of
-from infire.kv_cache import cells_of
 from infire.kv_layout import KVGroup
 from infire.plan import Row
 
@@ -30,7 +30,9 @@ class Batch:
 
     token_ids: Tensor  # (T,) int64
     positions: Tensor  # (T,) int64
-    sampled: Tensor  # (R,) int64: indices of the tokens whose successors are wanted
+    # (R,) int64: indices of the tokens whose successors are wanted; of a row that samples, its
+    # last known token and its drafts.
+    sampled: Tensor
     groups: tuple[GroupBatch, ...]
 
 
@@ -62,10 +64,15 @@ class BlockTables:
 def build(rows: Seq[Row], tables: BlockTables, shapes: Seq[TileShape]) -> Batch:
     """The batch that computes `rows`; one shape a KV group. The tables must cover the rows."""
     device = shapes[0].device
-    firsts = np.cumsum([0, *(row.num_new for row in rows)])
-    positions = np.concatenate([np.arange(row.start, row.start + row.num_new) for row in rows])
-    token_ids = np.concatenate([_known_ids(row) for row in rows])
-    sampled = [first - 1 for first, row in zip(firsts[1:], rows, strict=True) if row.sample]
+    firsts = np.cumsum([0, *(_num_tokens(row) for row in rows)])
+    positions = np.concatenate([_positions(row) for row in rows])
+    token_ids = np.concatenate([_ids(row) for row in rows])
+    sampled = [
+        index
+        for end, row in zip(firsts[1:], rows, strict=True)
+        if row.sample
+        for index in range(end - 1 - len(row.draft_ids), end)
+    ]
     return Batch(
         token_ids=torch.from_numpy(token_ids).to(device),
         positions=torch.from_numpy(positions).to(device),
@@ -76,11 +83,18 @@ def build(rows: Seq[Row], tables: BlockTables, shapes: Seq[TileShape]) -> Batch:
     )
 
 
-def _known_ids(row: Row) -> NDArray[np.int64]:
+def _num_tokens(row: Row) -> int:
+    return row.num_new + len(row.draft_ids)
+
+
+def _positions(row: Row) -> NDArray[np.int64]:
+    return np.arange(row.start, row.start + _num_tokens(row))
+
+
+def _ids(row: Row) -> NDArray[np.int64]:
     assert isinstance(row.ids, tuple), "one step is in flight at a time: its ids are known"
     assert len(row.ids) == row.num_new > 0
-    assert not row.draft_ids, "drafts are not verified here"
-    return np.array(row.ids, np.int64)
+    return np.array(row.ids + row.draft_ids, np.int64)
 
 
 def _group_batch(
@@ -90,7 +104,7 @@ def _group_batch(
     spans = []
     cells = []
     for row, first in zip(rows, firsts[:-1], strict=True):
-        positions = np.arange(row.start, row.start + row.num_new)
+        positions = _positions(row)
         blocks = tables.of(n, row.slot)
         cells.append(cells_of(group, blocks, positions))
         spans.append(

@@ -62,6 +62,7 @@ class KVSpace:
         self._groups = tuple(zip(groups, pools, strict=True))
         self._max_step_tokens = max_step_tokens
         self._windowed = [n for n, group in enumerate(groups) if group.window is not None]
+        self.forgets = bool(self._windowed)  # else `forget` does nothing
 
     @property
     def num_free(self) -> int:
@@ -83,22 +84,47 @@ class KVSpace:
             default=sys.maxsize,
         )
 
-    def fits(self, num_tokens: int, num_adopted: int, *, spare: int) -> bool:
-        """Whether a new sequence may grow to `num_tokens` and leave `spare` blocks a group."""
-        for group, pool in self._groups:
+    def fits(
+        self,
+        num_tokens: int,
+        num_adopted: int,
+        *,
+        spare: int,
+        leaving: Seq[tuple[Tables, int]] = (),
+    ) -> bool:
+        """Whether a new sequence may grow to `num_tokens` and leave `spare` blocks a group.
+
+        With the blocks that are free, and those of `leaving`: tables, and tokens computed.
+        """
+        for n, (group, pool) in enumerate(self._groups):
             owned = _blocks(num_tokens, group) - _first_owned(num_adopted, group)
-            if pool.num_free < min(owned, self._most_owned(group)) + spare:
+            num_free = pool.num_free + sum(
+                max(0, len(tables[n]) - _first_owned(num_computed, group))
+                for tables, num_computed in leaving
+            )
+            if num_free < min(owned, self._most_owned(group)) + spare:
                 return False
         return True
+
+    def holds(self, lengths: Seq[int]) -> bool:
+        """Whether sequences can all grow to these lengths, with the pools to themselves."""
+        return all(
+            sum(min(_blocks(length, group), self._most_owned(group)) for length in lengths)
+            <= pool.num_blocks
+            for group, pool in self._groups
+        )
 
     def new_tables(self, num_adopted: int = 0) -> Tables:
         """Tables of a sequence that begins with the KV of `num_adopted` tokens, without blocks."""
         return [[HOLE] * _first_owned(num_adopted, group) for group, _ in self._groups]
 
-    def room(self, tables: Tables) -> int:
-        """Tokens, from the sequence's first, for which there are blocks in `tables` or free."""
+    def room(self, tables: Tables, *, spare: int = 0) -> int:
+        """Tokens, from the sequence's first, for which there are blocks in `tables` or free.
+
+        `spare` of the free blocks of each group do not count.
+        """
         return min(
-            (len(table) + pool.num_free) * group.block_tokens
+            (len(table) + max(0, pool.num_free - spare)) * group.block_tokens
             for (group, pool), table in zip(self._groups, tables, strict=True)
         )
 

@@ -19,6 +19,14 @@ class Penalties:
     presence: Tensor  # taken off once an id was said
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ahead:
+    """Ids that rows would have said besides: (A,) int64 each, a row as often as it has ids."""
+
+    rows: Tensor
+    ids: Tensor
+
+
 class History:
     """Counts of token ids, for slots whose requests have penalties; the others cost nothing."""
 
@@ -37,18 +45,21 @@ class History:
         said[opened.slot] = torch.bincount(ids[opened.num_prompt :], minlength=self._shape[1])
 
     def add(self, slots: Tensor, ids: Tensor) -> None:
-        """Record that each slot said an id. slots, ids: (R,) int64, no slot twice."""
+        """Record what slots said: slots, ids: (R,) int64, in any order and number."""
         seen, said = self._tables()
-        seen[slots, ids] = True
-        said[slots, ids] += 1
+        _count(seen, said, slots, ids)
 
-    def penalise(self, logits: Tensor, slots: Tensor, penalties: Penalties) -> Tensor:
-        """(R, V), from logits of (R, V) and slots of (R,) int64."""
-        seen, said = self._tables()
+    def penalise(
+        self, logits: Tensor, slots: Tensor, penalties: Penalties, ahead: Ahead | None = None
+    ) -> Tensor:
+        """(R, V), from logits of (R, V) and slots of (R,) int64; as if `ahead` had been said."""
+        all_seen, all_said = self._tables()
+        seen, counts = all_seen[slots], all_said[slots]
+        if ahead:
+            _count(seen, counts, ahead.rows, ahead.ids)
         repetition = penalties.repetition
         repeated = torch.where(logits > 0, logits / repetition, logits * repetition)
-        logits = torch.where(seen[slots], repeated, logits)
-        counts = said[slots]
+        logits = torch.where(seen, repeated, logits)
         return logits - penalties.frequency * counts - penalties.presence * (counts > 0)
 
     def _tables(self) -> tuple[Tensor, Tensor]:
@@ -56,3 +67,9 @@ class History:
             self._seen = torch.zeros(self._shape, dtype=torch.bool, device=self._device)
             self._said = torch.zeros(self._shape, dtype=torch.int32, device=self._device)
         return self._seen, self._said
+
+
+def _count(seen: Tensor, said: Tensor, rows: Tensor, ids: Tensor) -> None:
+    """In place. seen, said: (R, V); rows, ids: (A,) int64, pairs that may repeat."""
+    seen[rows, ids] = True
+    said.index_put_((rows, ids), said.new_ones(()), accumulate=True)

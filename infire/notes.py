@@ -92,6 +92,8 @@ class Gauges(Struct, frozen=True, kw_only=True):
     prompt_tokens_computed: int = 0  # since start
     output_tokens: int = 0  # since start
     preemptions: int = 0  # since start
+    draft_tokens_proposed: int = 0  # since start: guessed, and verified in a step
+    draft_tokens_accepted: int = 0  # since start: of these, what became output
     step_s: float = 0.0  # seconds the last step took
 
 

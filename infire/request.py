@@ -25,6 +25,7 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
     stop_ids: tuple[int, ...] = ()
+    speculate: bool = True  # guess ahead where that is faster; what is said stays the same
 
 
 class Grammar(Struct, frozen=True):

@@ -57,6 +57,7 @@ class ModelRunner:
                 self._model.logits(hidden[batch.sampled]),
                 [row.slot for row in rows],
                 [row.start + row.num_new for row in rows],
+                [row.draft_ids for row in rows],
             )
         )
         return [next(results) if row.sample else RowResult() for row in plan.rows]

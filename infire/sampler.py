@@ -4,19 +4,22 @@ In this order: logit_bias, repetition penalty, frequency and presence penalties;
 id (temperature 0), or temperature, top_k, top_p, min_p and a draw. Log probabilities are the
 model's own, before any of it. What a row gets depends on its own logits, its own request and the
 position of the token: on no neighbour, no earlier draw, no device.
+
+Drafts are verified by drawing as if there were none: each id from the model's own distribution, by
+its own number, up to the first that is not the draft's. So they change no answer, drawn or greedy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from infire.history import History, Penalties
+from infire.history import Ahead, History, Penalties
 from infire.kernels.draw import Filters, draw, draw_filtered, largest, uniform
 from infire.plan import RowResult, SlotOpen
 from infire.request import Logprob, SamplingParams
@@ -46,6 +49,14 @@ _CPU_LOGITS = 1 << 19
 _LOWEST, _HIGHEST = torch.finfo(torch.float32).min, torch.finfo(torch.float32).max
 
 _Knobs: TypeAlias = NDArray[np.void]
+
+
+class _Place(NamedTuple):
+    """One id to be chosen."""
+
+    slot: int
+    position: int  # of the id in its sequence
+    ahead: tuple[int, ...]  # drafts before it: said, if this id is to count
 
 
 class Sampler:
@@ -78,38 +89,72 @@ class Sampler:
         if self._knobs[slot]["penalised"]:
             self._history.open(opened)
 
-    def sample(self, logits: Tensor, slots: Seq[int], positions: Seq[int]) -> list[RowResult]:
-        """One id a row. logits: (R, V) of any float type; positions: of the ids to be chosen."""
-        num_rows = len(slots)
+    def sample(
+        self,
+        logits: Tensor,
+        slots: Seq[int],
+        positions: Seq[int],
+        drafts: Seq[tuple[int, ...]] | None = None,
+    ) -> list[RowResult]:
+        """One id a slot, and one more for each of its drafts that was right up to the first wrong.
+
+        logits: (R, V) of any float type, R being one a slot and one a draft, slot by slot;
+        positions: of the first id to be chosen for each slot.
+        """
+        drafts = drafts or [()] * len(slots)
+        places = [
+            _Place(slot, position + n, draft[:n])
+            for slot, position, draft in zip(slots, positions, drafts, strict=True)
+            for n in range(len(draft) + 1)
+        ]
+        num_rows = len(places)
         if self._device.type == "cpu":
             num_rows = max(1, _CPU_LOGITS // self._vocab_size)
-        parts = [slice(n, n + num_rows) for n in range(0, len(slots), num_rows)]
-        chosen = [self._choose(logits[part], slots[part], positions[part]) for part in parts]
+        parts = [slice(n, n + num_rows) for n in range(0, len(places), num_rows)]
+        chosen = [self._choose(logits[part], places[part]) for part in parts]
         ids = torch.cat([ids for ids, _ in chosen]).tolist()
         logprobs = [row for _, rows in chosen for row in rows]
-        return [RowResult((n,), row) for n, row in zip(ids, logprobs, strict=True)]
+        results = []
+        first = 0
+        for draft in drafts:
+            end = first + 1 + _num_right(draft, ids[first:])
+            told = sum(logprobs[first:end], ())
+            results.append(RowResult(tuple(ids[first:end]), told))
+            first += 1 + len(draft)
+        self._remember(slots, results)
+        return results
+
+    def _remember(self, slots: Seq[int], results: Seq[RowResult]) -> None:
+        """Add what was said to the histories that count."""
+        said = [
+            (slot, token_id)
+            for slot, result in zip(slots, results, strict=True)
+            if self._knobs[slot]["penalised"]
+            for token_id in result.ids
+        ]
+        if said:
+            self._history.add(*self._on_device(np.array(said, np.int64)).unbind(1))
 
     def _choose(
-        self, logits: Tensor, slots: Seq[int], positions: Seq[int]
+        self, logits: Tensor, places: Seq[_Place]
     ) -> tuple[Tensor, list[tuple[Logprob, ...]]]:
         """(R,) int64, and what is to be told of each."""
-        rows = self._knobs[slots]
+        rows = self._knobs[[place.slot for place in places]]
         raw = logits.float().nan_to_num(nan=_LOWEST, posinf=_HIGHEST, neginf=_LOWEST)
-        adjusted = self._adjust(raw, np.array(slots), rows)
+        adjusted = self._adjust(raw, places, rows)
         ids = adjusted.argmax(-1)
         for filtered in (False, True):
             drawn = np.flatnonzero(rows["drawn"] & (rows["filtered"] == filtered))
             if len(drawn):
-                uniforms = [uniform(self._seeds[slots[n]], positions[n]) for n in drawn.tolist()]
+                uniforms = [
+                    uniform(self._seeds[places[n].slot], places[n].position) for n in drawn.tolist()
+                ]
                 where = self._on_device(drawn)
                 likely = adjusted.index_select(0, where)
                 ids[where] = self._draw(likely, uniforms, rows[drawn], filtered=filtered)
-        said = np.flatnonzero(rows["penalised"])
-        if len(said):
-            self._history.add(self._on_device(np.array(slots)[said]), ids[self._on_device(said)])
         return ids, self._logprobs(raw, ids, rows)
 
-    def _adjust(self, raw: Tensor, slots: NDArray[np.int64], rows: _Knobs) -> Tensor:
+    def _adjust(self, raw: Tensor, places: Seq[_Place], rows: _Knobs) -> Tensor:
         """(R, V), with biases and penalties; `raw` stays as it is."""
         biased = np.flatnonzero(rows["biased"])
         penalised = np.flatnonzero(rows["penalised"])
@@ -117,7 +162,7 @@ class Sampler:
             return raw
         logits = raw.clone()
         if len(biased):
-            ids, values = zip(*(self._biases[slots[n]] for n in biased), strict=True)
+            ids, values = zip(*(self._biases[places[n].slot] for n in biased.tolist()), strict=True)
             of_row = np.repeat(biased, [len(some) for some in ids])
             where = (self._on_device(of_row), self._on_device(np.concatenate(ids)))
             logits.index_put_(where, self._on_device(np.concatenate(values)), accumulate=True)
@@ -128,11 +173,20 @@ class Sampler:
                 frequency=self._on_device(rows["frequency"][penalised, None]),
                 presence=self._on_device(rows["presence"][penalised, None]),
             )
-            of_slots = self._on_device(slots[penalised])
+            some = [places[n] for n in penalised.tolist()]
+            of_slots = self._on_device(np.array([place.slot for place in some]))
             logits[index] = self._history.penalise(
-                logits.index_select(0, index), of_slots, penalties
+                logits.index_select(0, index), of_slots, penalties, self._ahead(some)
             )
         return logits
+
+    def _ahead(self, places: Seq[_Place]) -> Ahead | None:
+        """What the drafts before each place would add to its slot's history."""
+        ahead = [(n, i) for n, place in enumerate(places) for i in place.ahead]
+        if not ahead:
+            return None
+        rows, ids = self._on_device(np.array(ahead, np.int64)).unbind(1)
+        return Ahead(rows=rows, ids=ids)
 
     def _draw(
         self, logits: Tensor, uniforms: Seq[float], rows: _Knobs, *, filtered: bool
@@ -169,6 +223,14 @@ class Sampler:
 
     def _on_device(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array.copy()).to(self._device)  # copied: a record has odd strides
+
+
+def _num_right(draft: tuple[int, ...], ids: Seq[int]) -> int:
+    """How many of `draft` are the first of `ids`."""
+    for n, token_id in enumerate(draft):
+        if token_id != ids[n]:
+            return n
+    return len(draft)
 
 
 def _knobs(sampling: SamplingParams) -> tuple[float | bool, ...]:

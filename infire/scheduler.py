@@ -4,23 +4,23 @@ A sequence is behind by `len(token_ids) - num_computed` tokens, and steps let it
 no prefill state and no decode state: a new prompt is many behind, a decoding sequence is one
 behind, and a sequence whose KV came from another worker is one behind too.
 
-Order is priority, then arrival, everywhere: who computes first, who waits, who gives way. A
-sequence takes blocks only from those after it in that order, so the first always gets on.
+Who goes first and who gives way is for `infire.tenants` to say.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from operator import attrgetter
 
 from infire.admission import Limits, Refusal, admit
-from infire.blocks import BlockPool, KVSpace, Tables
+from infire.blocks import BlockPool, Tables
+from infire.entry import Entry, cut, make_entry, make_row, open_slot
 from infire.kv_layout import KVGroup
 from infire.notes import Gauges
-from infire.plan import Row, RowResult, SlotOpen, StepPlan
-from infire.request import Reason, Sequence, Step
+from infire.plan import Row, RowResult, StepPlan
+from infire.request import Sequence, Step
+from infire.speculate import Drafter
+from infire.tenants import Tenants
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,49 +32,35 @@ class Adoption:
     num_tokens: int
 
 
-@dataclass(slots=True, eq=False)
-class _Entry:
-    """A sequence, and where it stands. Blocks, slot and `num_computed` are the sequence's own."""
-
-    seq: Sequence
-    order: tuple[int, int]  # (-priority, arrival)
-    num_adopted: int  # tokens whose KV comes from a file; 0 once it has blocks
-    num_covered: int = 0  # tokens that the block tables have room for
-    num_planned: int = 0  # tokens in the plan being made
-    num_sent: list[int] | None = None  # per group, blocks the runner knows; None: not its slot
-    in_flight: bool = False
-    dropped: bool = False  # while in flight: what it owns is given back at commit
-
-
-_order = attrgetter("order")
-
-
 class Scheduler:
-    """Owns every sequence from `add` to its end, and every block and slot they use.
+    """Owns every sequence from `add` to its end, and through `Tenants` all blocks and slots.
 
     One pool a KV group. A plan is made, run, and committed before the next is made; `drop` may
     come at any time, `add` too, `place` only between commit and plan.
     """
 
     def __init__(self, pools: Seq[BlockPool], groups: Seq[KVGroup], limits: Limits) -> None:
-        self._space = KVSpace(pools, groups, limits.max_step_tokens)
         self._limits = limits
-        self._longest = min(self._space.longest, limits.context_window or self._space.longest)
         # As many rows as a step has tokens: whoever runs can be given one token in every step.
-        self._num_slots = min(limits.max_running, limits.max_step_tokens)
-        self._free_slots = list(range(self._num_slots - 1, -1, -1))
-        self._entries: dict[str, _Entry] = {}
-        self._waiting: list[_Entry] = []  # in order
-        self._running: list[_Entry] = []  # in order
-        self._held: dict[str, _Entry] = {}  # finished, blocks kept for a hand-over
-        self._flights: dict[int, list[_Entry]] = {}  # step: entries of its rows
-        self._planned: list[_Entry] = []  # of the plan being made
-        self._closes: list[int] = []  # slots to be closed by the next plan
+        self._tenants = Tenants(
+            pools,
+            groups,
+            num_slots=min(limits.max_running, limits.max_step_tokens),
+            max_step_tokens=limits.max_step_tokens,
+        )
+        self._space = self._tenants.space
+        self._longest = min(self._space.longest, limits.context_window or self._space.longest)
+        self._entries: dict[str, Entry] = {}
+        self._held: dict[str, Entry] = {}  # finished, blocks kept for a hand-over
+        self._flight: list[Entry] = []  # entries of the rows of the plan in flight
+        self._planned: list[Entry] = []  # of the plan being made
+        self._budget = 0  # tokens left of the plan being made
         self._num_arrived = 0
         self._num_steps = 0
-        self._num_preemptions = 0
         self._num_prompt_computed = 0
         self._num_output = 0
+        self._num_proposed = 0
+        self._num_accepted = 0
 
     @property
     def max_sequence_tokens(self) -> int:
@@ -95,12 +81,14 @@ class Scheduler:
             vocab_size=self._limits.vocab_size,
         )
         self._num_arrived += 1
-        seq.num_computed = 0
-        seq.slot = None
-        seq.block_ids = self._space.new_tables()
-        entry = _Entry(seq, (-seq.priority, self._num_arrived), num_adopted)
+        entry = make_entry(
+            seq,
+            arrival=self._num_arrived,
+            num_adopted=num_adopted,
+            max_draft_ids=self._limits.max_draft_ids,
+        )
         self._entries[seq.request_id] = entry
-        insort(self._waiting, entry, key=_order)
+        self._tenants.add(entry)
 
     def drop(self, request_id: str) -> None:
         """Forget a request wherever it is; its blocks are free now, or when its step ends."""
@@ -108,16 +96,14 @@ class Scheduler:
         if entry is None:
             return
         if self._held.pop(request_id, None):
-            self._free_blocks(entry)
-        elif entry.seq.slot is None:
-            _remove(self._waiting, entry)
-        else:
-            _remove(self._running, entry)
-            if entry.in_flight:
-                entry.dropped = True
-            else:
-                self._free_slot(entry)
-                self._free_blocks(entry)
+            self._tenants.free_blocks(entry)
+            return
+        self._tenants.stop(entry)
+        if entry in self._flight:
+            entry.dropped = True
+        elif entry.seq.slot is not None:
+            self._tenants.free_slot(entry)
+            self._tenants.free_blocks(entry)
 
     def held(self, request_id: str) -> Sequence | None:
         """A finished sequence whose blocks are kept until `drop`."""
@@ -130,12 +116,9 @@ class Scheduler:
         Their KV must be read before the next `plan`; one that cannot be read must be dropped.
         """
         placed = []
-        while (entry := self._next()) and entry.num_adopted:
+        while entry := self._tenants.next(adopted=True):
+            self._tenants.start_adopted(entry)
             seq = entry.seq
-            self._start(entry)
-            seq.num_computed, entry.num_adopted = entry.num_adopted, 0
-            seq.block_ids = self._space.new_tables(seq.num_computed)
-            entry.num_covered = self._space.cover(seq.block_ids, seq.num_computed)
             placed.append(
                 Adoption(
                     request_id=seq.request_id,
@@ -148,22 +131,32 @@ class Scheduler:
     def plan(self) -> StepPlan:
         """What to compute next, in flight until `commit`; false when nothing can be computed.
 
-        Sequences one token behind come first, then those further behind, then new ones.
+        Sequences one token behind come first; then those further behind and new ones, in order;
+        then drafts, with what is left.
         """
-        assert not self._flights, "one plan is in flight at a time"
-        budget = self._limits.max_step_tokens
+        assert not self._flight, "one plan is in flight at a time"
+        num_preemptions = self._tenants.num_preemptions
+        self._budget = self._limits.max_step_tokens
         behind = []
-        for entry in self._running:  # preempting removes only entries after this one
-            if len(entry.seq.token_ids) - entry.seq.num_computed > 1:
+        for entry in self._tenants.running:  # preempting removes only entries after this one
+            seq = entry.seq
+            if len(seq.token_ids) - seq.num_computed > 1:
                 behind.append(entry)
+            elif seq.num_computed < entry.num_covered:  # as `_give` would: nearly all there is
+                self._budget -= 1
+                entry.num_planned = 1
+                self._planned.append(entry)
             else:
-                budget -= self._give(entry, 1)
+                self._give(entry)
         for entry in behind:
-            if budget and entry.seq.slot is not None:  # not preempted by one before it
-                budget -= self._give(entry, budget)
-        while budget and (new := self._next()) and not new.num_adopted:
-            self._start(new)
-            budget -= self._give(new, budget)
+            self._start_new(before=entry)
+            if entry.seq.slot is not None:  # not preempted by one before it
+                self._give(entry)
+        self._start_new()
+        if self._tenants.num_preemptions != num_preemptions:
+            # Who gave way leaves the plan, but for one that could start again at once.
+            self._planned = list(dict.fromkeys(e for e in self._planned if e.num_planned))
+        self._propose()
         return self._render()
 
     def commit(self, plan: StepPlan, results: Seq[RowResult]) -> list[Step]:
@@ -171,152 +164,111 @@ class Scheduler:
 
         A stop id or `max_tokens` ends a request, whatever its row sampled after it.
         """
+        assert plan.step == self._num_steps
+        entries, self._flight = self._flight, []
         steps = []
-        entries = self._flights.pop(plan.step)
         for entry, row, result in zip(entries, plan.rows, results, strict=True):
-            entry.in_flight = False
-            end = row.start + row.num_new
             if row.start < entry.seq.num_prompt:
-                self._num_prompt_computed += min(end, entry.seq.num_prompt) - row.start
+                end = min(row.start + row.num_new, entry.seq.num_prompt)
+                self._num_prompt_computed += end - row.start
             if entry.dropped:
-                self._free_slot(entry)
-                self._free_blocks(entry)
+                self._tenants.free_slot(entry)
+                self._tenants.free_blocks(entry)
                 continue
             assert row.sample == bool(result.ids)
             assert len(result.ids) <= 1 + len(row.draft_ids)
-            if step := self._advance(entry, end, result):
+            if step := self._advance(entry, row, result):
                 steps.append(step)
         return steps
 
     def gauges(self, step_s: float = 0.0) -> Gauges:
         return Gauges(
             step=self._num_steps,
-            running=len(self._running),
-            waiting=len(self._waiting),
+            running=len(self._tenants.running),
+            waiting=len(self._tenants.waiting),
             held=len(self._held),
             free_blocks=self._space.num_free,
             total_blocks=self._space.num_blocks,
             prompt_tokens_computed=self._num_prompt_computed,
             output_tokens=self._num_output,
-            preemptions=self._num_preemptions,
+            preemptions=self._tenants.num_preemptions,
+            draft_tokens_proposed=self._num_proposed,
+            draft_tokens_accepted=self._num_accepted,
             step_s=step_s,
         )
 
     def check(self) -> None:
         """Assert what holds between any two calls."""
-        leaving = [e for flight in self._flights.values() for e in flight if e.dropped]
-        owners = [*self._running, *self._held.values(), *leaving]
-        self._space.check([(e.seq.block_ids, e.seq.num_computed) for e in owners])
-        slots = [e.seq.slot for e in (*self._running, *leaving)]
-        assert {*slots, *self._free_slots} == {*range(self._num_slots)}
-        assert len(slots) + len(self._free_slots) == self._num_slots
-        for queue in (self._waiting, self._running):
-            assert [e.order for e in queue] == sorted({e.order for e in queue})
-        for e in (*self._waiting, *self._held.values()):
-            assert e.seq.slot is None
-        assert not any(any(e.seq.block_ids) or e.seq.num_computed for e in self._waiting)
-        known = [e.seq.request_id for e in (*self._waiting, *self._running)]
-        assert sorted([*known, *self._held]) == sorted(self._entries)
+        held = list(self._held.values())
+        self._tenants.check(held, [e for e in self._flight if e.dropped])
+        known = [*self._tenants.waiting, *self._tenants.running, *held]
+        assert sorted(e.seq.request_id for e in known) == sorted(self._entries)
+        assert not any(e.num_planned or e.draft_ids for e in known)
 
-    def _next(self) -> _Entry | None:
-        """The first that waits, if it could run now.
+    def _start_new(self, before: Entry | None = None) -> None:
+        """Plan what waits and fits, as far as it comes before that entry."""
+        while self._budget and (new := self._tenants.next(adopted=False, before=before)):
+            self._tenants.start(new)
+            self._give(new)
 
-        There must be room for all that it knows, and one more block for each that runs already:
-        they grow, and would soon push the newcomer out again.
-        """
-        if not self._waiting or not self._free_slots:
-            return None
-        entry = self._waiting[0]
-        num_known, spare = len(entry.seq.token_ids), len(self._running)
-        return entry if self._space.fits(num_known, entry.num_adopted, spare=spare) else None
-
-    def _start(self, entry: _Entry) -> None:
-        _remove(self._waiting, entry)
-        insort(self._running, entry, key=_order)
-        entry.seq.slot = self._free_slots.pop()
-
-    def _give(self, entry: _Entry, budget: int) -> int:
-        """Plan up to `budget` tokens of `entry`: how many, 0 when there is no block for one."""
+    def _give(self, entry: Entry) -> None:
+        """Plan as many tokens of `entry` as it is behind, as far as budget and blocks go."""
         seq = entry.seq
-        count = min(len(seq.token_ids) - seq.num_computed, budget)
+        count = min(len(seq.token_ids) - seq.num_computed, self._budget)
         if seq.num_computed + count > entry.num_covered:
-            count = self._cover(entry, count)
+            count = self._tenants.cover(entry, count)
         if count:
+            self._budget -= count
             entry.num_planned = count
             self._planned.append(entry)
-        return count
 
-    def _cover(self, entry: _Entry, count: int) -> int:
-        """Take blocks for up to `count` more tokens; from others, when there is none for one."""
-        seq = entry.seq
-        room = self._space.room(seq.block_ids) - seq.num_computed
-        while room < 1 and (victim := self._victim(entry)):
-            self._preempt(victim)
-            room = self._space.room(seq.block_ids) - seq.num_computed
-        count = min(count, room)
-        if count:
-            entry.num_covered = self._space.cover(seq.block_ids, seq.num_computed + count)
-        return count
+    def _propose(self) -> None:
+        """Add drafts to the rows of a small step, the same number to each at most."""
+        limits, planned = self._limits, self._planned
+        num_tokens = limits.max_step_tokens - self._budget
+        spare = min(self._budget, limits.max_drafted_tokens - num_tokens)
+        if not limits.max_draft_ids or len(planned) > spare:
+            return
+        for entry in planned:
+            if entry.drafter and entry.seq.num_computed + 1 == len(entry.seq.token_ids):
+                self._draft(entry, entry.drafter, spare // len(planned))
 
-    def _victim(self, needy: _Entry) -> _Entry | None:
-        """Who gives way: of those after `needy` least priority, least preempted, youngest."""
-        after = self._running[bisect_left(self._running, needy.order, key=_order) + 1 :]
-        return min(
-            after,
-            key=lambda e: (e.seq.priority, e.seq.num_preempted, -e.order[1]),
-            default=None,
-        )
-
-    def _preempt(self, victim: _Entry) -> None:
-        """Back to the queue, to be computed again from its first token."""
-        if victim.num_planned:  # it has a row in the plan being made
-            victim.num_planned = 0
-            self._planned.remove(victim)
-        self._free_slot(victim)
-        self._free_blocks(victim)
-        victim.seq.num_computed = 0
-        victim.seq.num_preempted += 1
-        _remove(self._running, victim)
-        insort(self._waiting, victim, key=_order)
-        self._num_preemptions += 1
-
-    def _free_blocks(self, entry: _Entry) -> None:
-        self._space.give_back(entry.seq.block_ids, entry.seq.num_computed)
-        entry.num_covered = 0
-
-    def _free_slot(self, entry: _Entry) -> None:
-        assert entry.seq.slot is not None
-        if entry.num_sent is not None:
-            self._closes.append(entry.seq.slot)
-        self._free_slots.append(entry.seq.slot)
-        entry.seq.slot = entry.num_sent = None
+    def _draft(self, entry: Entry, drafter: Drafter, most: int) -> None:
+        """Propose up to `most` ids, but no more than leave room for one id after them."""
+        token_ids = entry.seq.token_ids
+        most = min(most, entry.most_tokens - len(token_ids) - 1)
+        draft_ids = drafter.propose(token_ids, most) if most > 0 else ()
+        if draft_ids:
+            entry.draft_ids = draft_ids[: self._tenants.cover_spare(entry, 1 + len(draft_ids)) - 1]
 
     def _render(self) -> StepPlan:
         planned, self._planned = self._planned, []
         if not planned:
             return StepPlan(step=self._num_steps)
         self._num_steps += 1
-        self._flights[self._num_steps] = planned
-        closes, self._closes = tuple(self._closes), []
+        self._flight = planned
         return StepPlan(
             step=self._num_steps,
-            opens=tuple([_open(entry) for entry in planned if entry.num_sent is None]),
-            rows=tuple([_row(entry) for entry in planned]),
-            closes=closes,
+            opens=tuple([open_slot(entry) for entry in planned if entry.num_sent is None]),
+            rows=tuple([make_row(entry) for entry in planned]),
+            closes=self._tenants.take_closes(),
         )
 
-    def _advance(self, entry: _Entry, end: int, result: RowResult) -> Step | None:
-        """Take over the ids that a row sampled after computing up to position `end`."""
+    def _advance(self, entry: Entry, row: Row, result: RowResult) -> Step | None:
+        """Take over the ids that a row sampled."""
         seq = entry.seq
-        ids, finish = _cut(seq, result.ids)
+        ids, finish = cut(entry, result.ids)
         seq.token_ids += ids
         before = seq.num_computed
         # Of several ids, all but the last were computed in this step too, as accepted drafts.
-        seq.num_computed = end + max(0, len(ids) - 1)
-        self._space.forget(seq.block_ids, before, seq.num_computed)
+        seq.num_computed = end = row.start + row.num_new + max(len(ids) - 1, 0)
+        if self._space.forgets:
+            self._space.forget(seq.block_ids, before, end)
         if not ids:
             return None
         self._num_output += len(ids)
+        if row.draft_ids:
+            self._learn(entry, len(row.draft_ids), min(len(ids), len(result.ids) - 1))
         if finish:
             self._finish(entry)
         return Step(
@@ -324,70 +276,20 @@ class Scheduler:
             ids=ids,
             logprobs=result.logprobs[: len(ids)],
             finish=finish,
-            num_computed=seq.num_computed,
+            num_computed=end,
         )
 
-    def _finish(self, entry: _Entry) -> None:
-        _remove(self._running, entry)
-        self._free_slot(entry)
+    def _learn(self, entry: Entry, num_proposed: int, num_accepted: int) -> None:
+        assert entry.drafter is not None
+        entry.drafter.learn(len(entry.seq.token_ids), num_proposed, num_accepted)
+        self._num_proposed += num_proposed
+        self._num_accepted += num_accepted
+
+    def _finish(self, entry: Entry) -> None:
+        self._tenants.stop(entry)
+        self._tenants.free_slot(entry)
         if entry.seq.hold:
             self._held[entry.seq.request_id] = entry
         else:
             del self._entries[entry.seq.request_id]
-            self._free_blocks(entry)
-
-
-def _open(entry: _Entry) -> SlotOpen:
-    seq = entry.seq
-    assert seq.slot is not None
-    entry.num_sent = [0] * len(seq.block_ids)
-    return SlotOpen(
-        slot=seq.slot,
-        token_ids=tuple(seq.token_ids),
-        num_prompt=seq.num_prompt,
-        sampling=seq.sampling,
-        adapter=seq.adapter,
-        grammar=seq.grammar,
-    )
-
-
-def _row(entry: _Entry) -> Row:
-    seq = entry.seq
-    assert seq.slot is not None
-    start, end = seq.num_computed, seq.num_computed + entry.num_planned
-    entry.num_planned = 0
-    entry.in_flight = True
-    return Row(
-        slot=seq.slot,
-        start=start,
-        num_new=end - start,
-        ids=tuple(seq.token_ids[start:end]),
-        new_blocks=_unsent(entry),
-        sample=end == len(seq.token_ids),
-    )
-
-
-def _unsent(entry: _Entry) -> tuple[tuple[int, ...], ...]:
-    """Per group, the end of the block table that the runner does not know; () if it does."""
-    tables, sent = entry.seq.block_ids, entry.num_sent
-    assert sent is not None
-    lengths = [len(table) for table in tables]
-    if lengths == sent:
-        return ()
-    entry.num_sent = lengths
-    return tuple([tuple(table[n:]) for table, n in zip(tables, sent, strict=True)])
-
-
-def _cut(seq: Sequence, ids: tuple[int, ...]) -> tuple[tuple[int, ...], Reason | None]:
-    """What of `ids` counts, up to and with a stop id, and why nothing follows."""
-    room = seq.sampling.max_tokens - seq.num_output
-    for n, token_id in enumerate(ids, start=1):
-        if token_id in seq.sampling.stop_ids:
-            return ids[:n], "stop"
-        if n == room:
-            return ids[:n], "length"
-    return ids, None
-
-
-def _remove(queue: list[_Entry], entry: _Entry) -> None:
-    del queue[bisect_left(queue, entry.order, key=_order)]
+            self._tenants.free_blocks(entry)

@@ -83,5 +83,7 @@ class EngineCollector(Collector):
             ("prompt_tokens_computed", now.prompt_tokens_computed, "Prompt tokens computed here."),
             ("output_tokens", now.output_tokens, "Tokens sampled."),
             ("preemptions", now.preemptions, "Sequences put back for want of blocks."),
+            ("draft_tokens_proposed", now.draft_tokens_proposed, "Tokens guessed and verified."),
+            ("draft_tokens_accepted", now.draft_tokens_accepted, "Guessed tokens that were right."),
         ):
             yield CounterMetricFamily(f"edgefire_engine_{name}", about, value=value)

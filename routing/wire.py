@@ -31,6 +31,7 @@ class Sampling(Struct, frozen=True, kw_only=True):
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None  # None: none; n >= 0: the chosen token's and the n likeliest's
     stop_ids: tuple[int, ...] = ()
+    speculate: bool = True  # guess ahead where that is faster; what is said stays the same
 
 
 class Grammar(Struct, frozen=True):

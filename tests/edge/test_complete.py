@@ -39,6 +39,11 @@ def test_without_a_word_from_either_only_the_documented_temperature_applies() ->
     assert made == wire.Sampling(max_tokens=5, seed=1, temperature=0.6, stop_ids=(2,))
 
 
+def test_speculation_is_on_unless_switched_off() -> None:
+    assert sampled(SamplingAsk()).speculate
+    assert not sampled(SamplingAsk(speculate=False)).speculate
+
+
 def test_top_p_above_one_means_all() -> None:
     assert sampled(SamplingAsk(top_p=1.7)).top_p == 1.0
 

@@ -85,6 +85,13 @@ class TestAsks:
     def test_the_documented_range_is_accepted(self, name: str, value: Any, becomes: Any) -> None:
         assert getattr(ask(**{name: value}).sampling, name, None) == becomes
 
+    def test_speculation_can_be_switched_off(self) -> None:
+        assert ask().sampling.speculate
+        assert ask(speculative=True).sampling.speculate
+        assert ask(speculative=None).sampling.speculate
+        assert not ask(speculative=False).sampling.speculate
+        assert refused(parse, BODY | {"speculative": "no"}).pointer == "/speculative"
+
     def test_both_names_of_max_tokens_are_known(self) -> None:
         assert ask(max_tokens=7).sampling.max_tokens == 7
         assert ask(max_completion_tokens=8).sampling.max_tokens == 8

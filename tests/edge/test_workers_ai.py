@@ -179,6 +179,11 @@ class TestSampling:
             f"AiError: Bad input: Error: Type mismatch of '/{name}', '"
         )
 
+    def test_speculation_can_be_switched_off(self) -> None:
+        assert ask(speculative=True).sampling.speculate
+        assert not ask(speculative=False).sampling.speculate
+        assert refused(native, HELLO | {"speculative": 0}).pointer == "/speculative"
+
     def test_the_newer_name_of_max_tokens_counts(self) -> None:
         assert ask(max_tokens=10, max_completion_tokens=20).sampling.max_tokens == 20
         assert refused(native, HELLO | {"max_completion_tokens": 0}).pointer == (

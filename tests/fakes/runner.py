@@ -1,8 +1,9 @@
 """A model whose every answer can be worked out by hand: the next id is the last plus one.
 
-`(last + 1) % 256`, so after the prompt `[7, 8]` come 9, 10, 11 ... and after 255 comes 0. It never
-stops by itself: answers end by `max_tokens` or `stop_ids`. Asked for logprobs, it gives the chosen
-id 0.0, and the i-th likeliest (from 0) is the id i further on, with logprob -i.
+`(last + 1) % 256`, so after the prompt `[7, 8]` come 9, 10, 11 ... and after 255 comes 0; with a
+`period` of 4, 3 is followed by 0 already. It never stops by itself: answers end by `max_tokens` or
+`stop_ids`. Asked for logprobs, it gives the chosen id 0.0, and the i-th likeliest (from 0) is the
+id i further on, with logprob -i. Drafts are accepted as far as they are what it says itself.
 
 Behind it is an honest KV cache: "the KV" of a token is its id (K) and its position (V), kept in
 the blocks that the scheduler assigned. Every row first checks that its block table still holds
@@ -74,9 +75,17 @@ class _Slot:
 class CountingRunner:
     """`infire.plan.Runner` without a model; `step_s` is how long a step pretends to compute."""
 
-    def __init__(self, layout: KVLayout, num_blocks: Seq[int], *, step_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        layout: KVLayout,
+        num_blocks: Seq[int],
+        *,
+        step_s: float = 0.0,
+        period: int = VOCABULARY,
+    ) -> None:
         self._layout = layout
         self._step_s = step_s
+        self._period = period
         self._slots: dict[int, _Slot] = {}
         self._kv = [
             bytearray(_EMPTY * count * group.block_tokens)
@@ -131,7 +140,7 @@ class CountingRunner:
             self._put(n, table, first, cells)
 
     def _write(self, row: Row) -> None:
-        """Take over the row's blocks, and store the KV of its ids."""
+        """Take over the row's blocks, and store the KV of its ids and drafts."""
         slot = self._slots[row.slot]
         if row.new_blocks:
             for table, new in zip(slot.tables, row.new_blocks, strict=True):
@@ -142,6 +151,7 @@ class CountingRunner:
         cells = b"".join(map(_CELL.pack, row.ids, range(row.start, end)))
         begin = row.start * _CELL.size
         assert slot.history[begin : begin + len(cells)] == cells, "the ids are not the history's"
+        cells += b"".join(map(_CELL.pack, row.draft_ids, range(end, end + len(row.draft_ids))))
         for n, table in enumerate(slot.tables):
             self._put(n, table, row.start, cells)
         self.prompt_tokens += max(0, min(end, slot.opened.num_prompt) - row.start)
@@ -158,14 +168,25 @@ class CountingRunner:
             ), f"slot {row.slot}: the KV of {first} to {end - 1} in group {n} is not its own"
         assert row.sample == (end * _CELL.size == len(slot.history))
         if not row.sample:
+            assert not row.draft_ids
             return RowResult()
-        slot.last_id = chosen = (slot.last_id + 1) % VOCABULARY
-        slot.history += _CELL.pack(chosen, end)
+        said: list[int] = []
+        for draft in (*row.draft_ids, None):
+            slot.last_id = (slot.last_id + 1) % self._period
+            slot.history += _CELL.pack(slot.last_id, end + len(said))
+            said.append(slot.last_id)
+            if slot.last_id != draft:
+                break
+        return RowResult(tuple(said), self._logprobs(slot, said))
+
+    def _logprobs(self, slot: _Slot, said: Seq[int]) -> tuple[Logprob, ...]:
         num_top = slot.opened.sampling.logprobs
         if num_top is None:
-            return RowResult((chosen,))
-        top = tuple(((chosen + i) % VOCABULARY, -float(i)) for i in range(num_top))
-        return RowResult((chosen,), (Logprob(chosen, 0.0, top),))
+            return ()
+        return tuple(
+            Logprob(i, 0.0, tuple(((i + n) % VOCABULARY, -float(n)) for n in range(num_top)))
+            for i in said
+        )
 
     def _read(self, n: int, table: Seq[int], first: int, end: int) -> bytes:
         """Cells of positions first .. end - 1 in group `n`."""

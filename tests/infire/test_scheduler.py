@@ -299,7 +299,7 @@ def test_the_youngest_gives_way_and_goes_to_the_head_of_the_queue() -> None:
     while not rig.scheduler.gauges().preemptions:
         for step in rig.step():
             ids.setdefault(step.request_id, []).extend(step.ids)
-    assert [entry.seq.request_id for entry in rig.scheduler._waiting] == ["young", "next"]
+    assert [entry.seq.request_id for entry in rig.scheduler._tenants.waiting] == ["young", "next"]
     rest = rig.run_out()
     assert ids["young"] + rest["young"] == answer(8, 12)  # nothing is said twice
     assert rig.scheduler.gauges().prompt_tokens_computed == 8 + 8 + 8 + 2

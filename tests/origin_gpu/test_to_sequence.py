@@ -29,6 +29,7 @@ FULL = wire.Generate(
         logit_bias=((1, 0.8),),
         logprobs=9,
         stop_ids=(10,),
+        speculate=False,
     ),
     grammar=wire.Grammar("regex", "a+"),
     adapter="mine",
