@@ -21,6 +21,10 @@ class Kind(IntEnum):
     NORM = 1
     LINEAR = 2
     SILU = 3
+    ROPE = 4
+    ATTENTION = 5
+    HEAD = 6
+    SAMPLE = 6
 
 
 class Step(Structure):
@@ -65,6 +69,7 @@ class Matrix(Structure):
 
 
 BF16, U12 = 0, 1  # Matrix.format
+MAX_HEAD_DIM = 256  # of attention
 
 
 class EmbedArgs(Structure):
@@ -112,6 +117,72 @@ class SiluArgs(Structure):
         ("size", c_int64),
         ("out", c_void_p),
         ("ld_out", c_int64),
+    ]
+
+
+class RopeArgs(Structure):
+    _fields_: ClassVar = [
+        ("step", c_void_p),
+        ("tables", c_void_p),
+        ("qkv", c_void_p),
+        ("ld_qkv", c_int64),
+        ("num_heads", c_int64),
+        ("num_kv_heads", c_int64),
+        ("head_dim", c_int64),
+        ("q_norm", c_void_p),
+        ("k_norm", c_void_p),
+        ("eps", c_double),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
+        ("k", c_void_p),
+        ("v", c_void_p),
+    ]
+
+
+class AttentionArgs(Structure):
+    _fields_: ClassVar = [
+        ("step", c_void_p),
+        ("tables", c_void_p),
+        ("qkv", c_void_p),
+        ("ld_qkv", c_int64),
+        ("num_heads", c_int64),
+        ("num_kv_heads", c_int64),
+        ("head_dim", c_int64),
+        ("k", c_void_p),
+        ("v", c_void_p),
+        ("scale", c_double),
+        ("out", c_void_p),
+        ("ld_out", c_int64),
+    ]
+
+
+class SampleArgs(Structure):
+    _fields_: ClassVar = [
+        ("num_rows", c_void_p),
+        ("rows", c_void_p),
+        ("num_sampled", c_void_p),
+        ("vocabulary", c_int64),
+        ("logits", c_void_p),
+        ("candidates", c_void_p),
+        ("ids", c_void_p),
+        ("num_ids", c_void_p),
+        ("logprobs", c_void_p),
+        ("most_top", c_int64),
+        ("top_ids", c_void_p),
+        ("top_logprobs", c_void_p),
+    ]
+
+
+class HeadArgs(Structure):
+    _fields_: ClassVar = [
+        ("num_rows", c_void_p),
+        ("weight", c_void_p),
+        ("x", c_void_p),
+        ("ld_x", c_int64),
+        ("vocabulary", c_int64),
+        ("limits", c_void_p),
+        ("logits", c_void_p),
+        ("candidates", c_void_p),
     ]
 
 

@@ -17,6 +17,10 @@ const Operation OPERATIONS[NUM_KINDS] = {
     call<norm, NormArgs>,
     call<linear, LinearArgs>,
     call<silu, SiluArgs>,
+    call<rope, RopeArgs>,
+    call<attention, AttentionArgs>,
+    call<head, HeadArgs>,
+    call<sample, SampleArgs>,
 };
 
 }  // namespace infire

@@ -102,6 +102,57 @@ struct SiluArgs {
   int64_t ld_out;
 };
 
+// A head has at most so many values: what attention's scratch is made for.
+constexpr int64_t MAX_HEAD_DIM = 256;
+
+// Of rows q (H, D) | k (K, D) | v (K, D): q is rotated in place; k, rotated, and v go to the cache.
+struct RopeArgs {
+  const Step* step;
+  const Tables* tables;
+  bf16* qkv;
+  int64_t ld_qkv;
+  int64_t num_heads;     // H
+  int64_t num_kv_heads;  // K
+  int64_t head_dim;      // D: even, at most MAX_HEAD_DIM
+  const bf16* q_norm;    // (D,): weights of a norm of each head before it is rotated; null: none
+  const bf16* k_norm;
+  double eps;
+  const float* cos;  // (positions, D / 2)
+  const float* sin;
+  bf16* k;  // (N, P, K, D)
+  bf16* v;
+};
+
+// out = softmax(q k^T * scale) v, each token over the positions that it sees.
+struct AttentionArgs {
+  const Step* step;
+  const Tables* tables;
+  const bf16* qkv;  // as rope leaves it; k and v are read from the cache
+  int64_t ld_qkv;
+  int64_t num_heads;
+  int64_t num_kv_heads;
+  int64_t head_dim;
+  const bf16* k;  // (N, P, K, D)
+  const bf16* v;
+  double scale;  // above 0
+  bf16* out;     // (T, H * D)
+  int64_t ld_out;
+};
+
+struct Candidates;
+
+// The logits of R positions: written where `limits` is 0, else so many candidates collected.
+struct HeadArgs {
+  const int64_t* num_rows;  // R
+  const Matrix* weight;
+  const bf16* x;  // (R, hidden)
+  int64_t ld_x;
+  int64_t vocabulary;      // V
+  const int64_t* limits;   // (R,)
+  float* logits;           // (R, V)
+  Candidates* candidates;  // (threads that take part, R)
+};
+
 // How one request samples in this step.
 struct SampleRow {
   int64_t first;          // its first sampled position in the step
@@ -125,8 +176,6 @@ struct SampleRow {
   int64_t limit;    // candidates that the head collected; 0: it wrote the logits
 };
 
-struct Candidates;
-
 // One item a request. Drafts are verified in order, up to the first that is not what is drawn.
 struct SampleArgs {
   const int64_t* num_rows;
@@ -143,12 +192,15 @@ struct SampleArgs {
   float* top_logprobs;           // (R, M)
 };
 
-enum Kind : int64_t { EMBED, NORM, LINEAR, SILU, SAMPLE, NUM_KINDS };
+enum Kind : int64_t { EMBED, NORM, LINEAR, SILU, ROPE, ATTENTION, HEAD, SAMPLE, NUM_KINDS };
 
 void embed(const EmbedArgs& args, Worker& worker);
 void norm(const NormArgs& args, Worker& worker);
 void linear(const LinearArgs& args, Worker& worker);
 void silu(const SiluArgs& args, Worker& worker);
+void rope(const RopeArgs& args, Worker& worker);
+void attention(const AttentionArgs& args, Worker& worker);
+void head(const HeadArgs& args, Worker& worker);
 void sample(const SampleArgs& args, Worker& worker);
 
 extern const Operation OPERATIONS[NUM_KINDS];
