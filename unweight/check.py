@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from unweight.strips import EXCEPTION, INPUTS, OUTPUTS, U12Strips, grid, u12_bytes
 from unweight.window import LARGEST_BASE
 
+ALIGNMENT = 8  # of the start of every array; 64 for data, where it is to be fast
+
 
 class BadStrips(Exception):
     """Strips that break the layout."""
@@ -22,6 +24,10 @@ class BadStrips(Exception):
 
 class WrongSize(BadStrips):
     """An array is not of the type or the length that the matrix asks for, or not in one piece."""
+
+
+class Misaligned(BadStrips):
+    """An array that does not start at a multiple of 8 bytes, as one of words and records must."""
 
 
 class BaseOutOfRange(BadStrips):
@@ -66,6 +72,8 @@ def _check_array(name: str, array: NDArray[Any], dtype: np.dtype[Any], num_bytes
         raise WrongSize(f"{name} is not one contiguous row of {dtype}")
     if array.nbytes != num_bytes:
         raise WrongSize(f"{name} has {array.nbytes} bytes and the matrix asks for {num_bytes}")
+    if array.ctypes.data % ALIGNMENT:
+        raise Misaligned(f"{name} starts {array.ctypes.data % ALIGNMENT} bytes off")
 
 
 def _check_pointers(strips: U12Strips) -> None:

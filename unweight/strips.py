@@ -172,8 +172,8 @@ def unpack_u12(strips: U12Strips) -> NDArray[np.uint16]:
     """The weights (N, K) that `pack_u12` was given, every bit of them."""
     weights = np.empty((strips.num_outputs, strips.num_inputs), np.uint16)
     for block in _blocks(weights):
-        rows = np.arange(block.start * OUTPUTS, min(block.stop * OUTPUTS, strips.num_outputs))
-        weights[rows] = rows_u12(strips, rows)
+        first, end = block.start * OUTPUTS, min(block.stop * OUTPUTS, strips.num_outputs)
+        weights[first:end] = rows_u12(strips, np.arange(first, end))
     return weights
 
 
@@ -259,6 +259,7 @@ def _blocks(weights: NDArray[np.uint16]) -> list[slice]:
 def _padded(weights: NDArray[np.uint16], strips: slice) -> NDArray[np.uint16]:
     """The rows of some strips (16 * S, 8 * G), contiguous, +0 where the matrix has ended."""
     assert weights.dtype == np.uint16
+    assert weights.size
     _, num_groups = grid(*weights.shape)
     rows = weights[strips.start * OUTPUTS : strips.stop * OUTPUTS]
     shape = ((strips.stop - strips.start) * OUTPUTS, num_groups * INPUTS)
