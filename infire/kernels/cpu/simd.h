@@ -77,7 +77,47 @@ inline F fma(F a, F b, F c) {
 #endif
 }
 
-inline F maximum(F a, F b) { return a > b ? a : b; }
+#if !defined(__AVX512F__)
+// Vectors that the machine has: GCC takes comparisons of wider ones apart into single numbers.
+#if defined(__AVX2__)
+typedef float Part __attribute__((vector_size(32)));
+typedef int32_t Mask __attribute__((vector_size(32)));
+#else
+typedef float Part __attribute__((vector_size(16)));
+typedef int32_t Mask __attribute__((vector_size(16)));
+#endif
+constexpr int PARTS = sizeof(F) / sizeof(Part);
+struct Parts {
+  Part part[PARTS];
+};
+struct Masks {
+  Mask part[PARTS];
+};
+#endif
+
+// All bits of a lane set where a < b.
+inline I below(F a, F b) {
+#if defined(__AVX512F__)
+  return a < b;
+#else
+  const auto left = bits<Parts>(a), right = bits<Parts>(b);
+  Masks result;
+  for (int n = 0; n < PARTS; n++) result.part[n] = left.part[n] < right.part[n];
+  return bits<I>(result);
+#endif
+}
+
+// Lane by lane, `a` where `which` has all bits set and `b` where it has none.
+template <class V>
+inline V select(I which, V a, V b) {
+#if defined(__AVX512F__)
+  return which ? a : b;
+#else
+  return bits<V>((which & bits<I>(a)) | (~which & bits<I>(b)));
+#endif
+}
+
+inline F maximum(F a, F b) { return select(below(b, a), a, b); }
 
 template <class V, class Combine>
 inline auto fold(V value, Combine combine) {
@@ -141,7 +181,8 @@ inline F load_bf16(const bf16* at) { return bits<F>(widen(at) << 16); }
 inline void store_bf16(bf16* at, F value) {
   const U words = bits<U>(value);
   U rounded = (words + 0x7fff + (words >> 16 & 1)) >> 16;
-  rounded = value == value ? rounded : (words >> 16 | 0x40);
+  const I nan = bits<I>(0x7f800000 - (words & 0x7fffffff)) >> 31;  // all bits, or none
+  rounded = select(nan, words >> 16 | 0x40, rounded);
   store_low_halves(at, rounded);
 }
 
@@ -160,7 +201,7 @@ inline F dot2(F acc, U a, U b) {
 // become subnormal, and at most e^88.
 inline F exponential(F x) {
   const F highest = splat(88.0f), lowest = splat(-87.33f);
-  const F bounded = x > highest ? highest : (x < lowest ? lowest : x);
+  const F bounded = select(below(highest, x), highest, select(below(x, lowest), lowest, x));
   const F rounder = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const F n = fma(bounded, splat(1.44269504088896341f), rounder) - rounder;
   F r = fma(n, splat(-0.693359375f), bounded);
@@ -175,7 +216,7 @@ inline F exponential(F x) {
   p = fma(p * r, r, r) + splat(1.0f);
   const I exponent = (__builtin_convertvector(n, I) + 127) << 23;
   const F result = p * bits<F>(exponent);
-  return x < lowest ? F{} : result;
+  return select(below(x, lowest), F{}, result);
 }
 
 inline void prefetch(const void* at) { __builtin_prefetch(at, 0, 2); }
