@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from infire.kv_layout import KVGroup, KVLayout
+from infire.cells import cells_of
+from infire.kv_layout import KVLayout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,14 +89,6 @@ class KVCache:
             cells = torch.from_numpy(cells_of(group, np.asarray(table), positions))
             for layer in cache.flatten(2, 3):
                 yield layer, cells.to(cache.device)
-
-
-def cells_of(
-    group: KVGroup, table: NDArray[np.integer], positions: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Where the KV of `positions` lies in the group: block * P + offset, (T,)."""
-    blocks, offsets = np.divmod(positions, group.block_tokens)
-    return table[blocks].astype(np.int64) * group.block_tokens + offsets
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
@@ -11,29 +10,17 @@ import torch
 
 from infire.device import choose_device, choose_dtype
 from infire.kv_cache import KVCache
-from infire.kv_layout import KVGroup, KVLayout
-from infire.model.config import ModelConfig, read_config
+from infire.kv_layout import KVLayout
+from infire.kv_pools import kv_groups, longest, num_blocks
+from infire.loaded import Loaded
+from infire.model.config import read_config
 from infire.model.families import model_config
 from infire.model.transformer import transformer
 from infire.runner import ModelRunner
-from infire.weights import WeightFiles, model_digest
+from infire.weight_files import model_digest
+from infire.weights import WeightFiles
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
-    """A model in memory, warm."""
-
-    runner: ModelRunner
-    layout: KVLayout
-    num_blocks: tuple[int, ...]  # per KV group
-    context_window: int  # tokens
-    vocab_size: int
-    model_digest: str
-    device: str
-    dtype: str
-    load_s: float
 
 
 def load_model(  # noqa: PLR0913  one parameter a setting
@@ -65,13 +52,13 @@ def load_model(  # noqa: PLR0913  one parameter a setting
         dtype=str(kind).removeprefix("torch."),
         model_digest=model_digest(folder),
     )
-    num_blocks = tuple(
-        _num_blocks(group, kv_tokens, max_running, max_step_tokens) for group in layout.groups
+    counts = tuple(
+        num_blocks(group, kv_tokens, max_running, max_step_tokens) for group in layout.groups
     )
-    max_tokens = _max_tokens(config, layout, num_blocks)
+    max_tokens = longest(config, layout, counts)
     runner = ModelRunner(
         transformer(config, weights, max_tokens=max_tokens),
-        KVCache(layout, num_blocks, where),
+        KVCache(layout, counts, where),
         num_slots=max_running,
         max_tokens=max_tokens,
     )
@@ -79,7 +66,7 @@ def load_model(  # noqa: PLR0913  one parameter a setting
     return Loaded(
         runner=runner,
         layout=layout,
-        num_blocks=num_blocks,
+        num_blocks=counts,
         context_window=config.context_window,
         vocab_size=config.vocab_size,
         model_digest=layout.model_digest,
@@ -87,37 +74,3 @@ def load_model(  # noqa: PLR0913  one parameter a setting
         dtype=layout.dtype,
         load_s=perf_counter() - began,
     )
-
-
-def kv_groups(config: ModelConfig, block_tokens: int) -> tuple[KVGroup, ...]:
-    """The layers of a model, those together that forget alike."""
-    return tuple(
-        KVGroup(
-            kind="full" if window is None else "sliding",
-            layers=tuple(n for n, other in enumerate(config.windows) if other == window),
-            num_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            window=window,
-            block_tokens=block_tokens,
-        )
-        for window in dict.fromkeys(config.windows)
-    )
-
-
-def _num_blocks(group: KVGroup, kv_tokens: int, max_running: int, max_step_tokens: int) -> int:
-    """Blocks for `kv_tokens`; fewer where all that can run together sees less."""
-    blocks = -(-kv_tokens // group.block_tokens)
-    if group.window is None:
-        return blocks
-    seen = -(-(group.window - 1 + max_step_tokens) // group.block_tokens) + 2
-    return min(blocks, seen * max_running)
-
-
-def _max_tokens(config: ModelConfig, layout: KVLayout, num_blocks: tuple[int, ...]) -> int:
-    """No later position can come: what has no window must be held whole."""
-    held = [
-        count * group.block_tokens
-        for group, count in zip(layout.groups, num_blocks, strict=True)
-        if group.window is None
-    ]
-    return min([config.context_window, *held])

@@ -6,7 +6,6 @@ norms and rotations are worked out in float32 and rounded once.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +14,8 @@ from torch import Tensor
 from torch.nn.functional import linear as functional_linear
 from torch.nn.functional import rms_norm
 
-from infire.model.config import Llama3Scaling, RopeConfig
+from infire.model.config import RopeConfig
+from infire.model.rope import rope_frequencies
 
 
 class Weights(Protocol):
@@ -69,7 +69,7 @@ class RopeTable:
     """Rotations of the positions 0 .. num_tokens - 1, worked out once."""
 
     def __init__(self, config: RopeConfig, head_dim: int, num_tokens: int, like: Tensor) -> None:
-        frequencies = rope_frequencies(config, head_dim)
+        frequencies = torch.tensor(rope_frequencies(config, head_dim))
         positions = torch.arange(num_tokens, dtype=torch.float32)
         angles = torch.outer(positions, frequencies)
         cos, sin = angles.cos(), angles.sin()
@@ -79,18 +79,3 @@ class RopeTable:
     def at(self, positions: Tensor) -> Rotation:
         """positions: (T,) int64."""
         return Rotation(self._cos.index_select(0, positions), self._sin.index_select(0, positions))
-
-
-def rope_frequencies(config: RopeConfig, head_dim: int) -> Tensor:
-    """(D / 2,) float32: radians a token, of each pair of a head."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
-    frequencies = 1.0 / (config.stretch * config.theta**exponents)
-    return _scale_llama3(frequencies, config.llama3) if config.llama3 else frequencies
-
-
-def _scale_llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
-    """Llama 3.1's: https://github.com/meta-llama/llama-models, `apply_scaling`."""
-    turns = scaling.original_context * frequencies / (2 * math.pi)  # in the trained context
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    kept = ((turns - low) / (high - low)).clamp(0, 1)  # 1: as trained, 0: slowed by `factor`
-    return frequencies * (kept + (1 - kept) / scaling.factor)

@@ -11,9 +11,10 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
+#include <utility>
 
 #include "attention_pack.h"
+#include "attention_softmax.h"
 #include "attention_tile.h"
 #include "paged.h"
 
@@ -25,20 +26,27 @@ namespace {
 constexpr int64_t ITEM_ROWS = 192;
 constexpr int64_t MAX_WORDS = MAX_HEAD_DIM / 2;
 constexpr int64_t PAIRS = CHUNK / 2;
-constexpr float LOWEST = -1e30f;  // below any score; finite, so that it may be subtracted
+constexpr double LOG2_E = 1.4426950408889634;
 
-alignas(64) constexpr bf16 NO_VALUES[MAX_HEAD_DIM] = {};
+alignas(64) constexpr bf16 NOTHING[MAX_HEAD_DIM] = {};
+
+// Where the keys and values of a chunk are, of one KV head.
+struct Chunk {
+  int64_t at;   // position of the first key
+  Range range;  // of keys that a row of the item sees, rounded out to whole vectors
+  const bf16* keys[CHUNK];
+  const bf16* values[CHUNK];
+};
 
 struct Scratch {
   alignas(64) uint32_t keys[MAX_WORDS * CHUNK];
   uint32_t values[PAIRS * MAX_HEAD_DIM];
   uint32_t queries[ITEM_ROWS * MAX_WORDS];
   float mixed[ITEM_ROWS * MAX_HEAD_DIM];  // running sums of values, by weight
-  float totals[ITEM_ROWS][LANES];         // running sums of weights, by lane
+  float totals[ITEM_ROWS][LANES];         // running sums of weights, lane by lane
   float tops[ITEM_ROWS + LANES];          // the score that both are relative to
   int64_t oldest[ITEM_ROWS], newest[ITEM_ROWS];  // positions that a row sees
-  const bf16* key_rows[CHUNK];
-  const bf16* value_rows[CHUNK];
+  Chunk chunks[2];
   // Of the rows at hand, in one chunk:
   float scores[TILE_ROWS * CHUNK];
   bf16 weights[TILE_ROWS * CHUNK];
@@ -53,12 +61,14 @@ struct Item {
   int64_t head;       // KV head
   int64_t first_row;  // of the span's length * G rows of that head: token by token
   int64_t num_rows;
+  int64_t first_key;  // positions that its rows see: from here
+  int64_t end_key;    // to before here
 };
 
 class Items {
  public:
   explicit Items(const AttentionArgs& args)
-      : step_(*args.step), num_kv_heads_(args.num_kv_heads), group_(args.num_heads / num_kv_heads_) {
+      : args_(args), step_(*args.step), group_(args.num_heads / args.num_kv_heads) {
     for (int64_t n = 0; n < step_.num_spans; n++) size_ += of(step_.spans[n]);
   }
 
@@ -69,31 +79,57 @@ class Items {
   Item at(int64_t index) const {
     const Span* span = step_.spans + step_.num_spans - 1;
     for (; index >= of(*span); span--) index -= of(*span);
-    const int64_t rows = span->length * group_;
-    const int64_t first = (blocks(*span) - 1 - index / num_kv_heads_) * ITEM_ROWS;
-    return {span, index % num_kv_heads_, first, std::min(ITEM_ROWS, rows - first)};
+    const int64_t heads = args_.num_kv_heads, rows = span->length * group_;
+    const int64_t first = (blocks(*span) - 1 - index / heads) * ITEM_ROWS;
+    const int64_t end = std::min(first + ITEM_ROWS, rows);
+    return {.span = span,
+            .head = index % heads,
+            .first_row = first,
+            .num_rows = end - first,
+            .first_key = first_visible(*args_.tables, span->start + first / group_),
+            .end_key = span->start + (end - 1) / group_ + 1};
   }
 
  private:
   int64_t blocks(const Span& span) const {
     return (span.length * group_ + ITEM_ROWS - 1) / ITEM_ROWS;
   }
-  int64_t of(const Span& span) const { return blocks(span) * num_kv_heads_; }
+  int64_t of(const Span& span) const { return blocks(span) * args_.num_kv_heads; }
 
+  const AttentionArgs& args_;
   const Step& step_;
-  int64_t num_kv_heads_;
   int64_t group_;
   int64_t size_ = 0;
 };
 
-// Positions of a chunk, relative to its beginning.
-struct Range {
-  int64_t begin;
-  int64_t end;
+// The chunk of the item that position `at` begins. What a row does not see is zeros: its cell
+// holds what an earlier owner left, or belongs to nobody.
+void locate(const AttentionArgs& args, const Item& item, int64_t at, Chunk& chunk) {
+  const Range seen{std::max(item.first_key - at, int64_t{0}),
+                   std::min<int64_t>(item.end_key - at, CHUNK)};
+  chunk.at = at;
+  chunk.range = {seen.first_vector() * LANES, seen.end_vector() * LANES};
+  for (int64_t n = chunk.range.begin; n < seen.begin; n++)
+    chunk.keys[n] = chunk.values[n] = NOTHING;
+  for (int64_t n = seen.end; n < chunk.range.end; n++) chunk.keys[n] = chunk.values[n] = NOTHING;
+  const int64_t stride = args.num_kv_heads * args.head_dim;
+  const int64_t block_tokens = args.tables->block_tokens;
+  for (int64_t n = seen.begin; n < seen.end;) {
+    int64_t offset = cell_of(*args.tables, item.span->slot, at + n) * stride +
+                     item.head * args.head_dim;
+    const int64_t left = block_tokens - (at + n) % block_tokens;
+    for (const int64_t end = std::min(seen.end, n + left); n < end; n++, offset += stride) {
+      chunk.keys[n] = args.k + offset;
+      chunk.values[n] = args.v + offset;
+    }
+  }
+}
 
-  int64_t first_vector() const { return begin / LANES; }
-  int64_t end_vector() const { return (end + LANES - 1) / LANES; }
-};
+int64_t first_chunk(const Item& item) { return item.first_key / CHUNK * CHUNK; }
+
+void prefetch_row(const bf16* row, int64_t size) {
+  for (int64_t i = 0; i < size; i += 64 / sizeof(bf16)) prefetch(row + i);
+}
 
 class Attention {
  public:
@@ -105,13 +141,21 @@ class Attention {
         size_(args.head_dim),
         columns_(up_to(LANES, args.head_dim)) {}
 
-  void run() {
+  // `next`: what is likely computed after it, whose first keys are fetched ahead; or null.
+  void run(const Item* next) {
     begin();
-    const int64_t first = s_.oldest[0], end = s_.newest[item_.num_rows - 1] + 1;
-    for (int64_t at = first / CHUNK * CHUNK; at < end; at += CHUNK) {
-      pack(at, {std::max(first - at, int64_t{0}), std::min<int64_t>(end - at, CHUNK)});
+    Chunk *chunk = &s_.chunks[0], *ahead = &s_.chunks[1];
+    locate(args_, item_, first_chunk(item_), *chunk);
+    for (int64_t at = chunk->at; at < item_.end_key; at += CHUNK, std::swap(chunk, ahead)) {
+      if (at + CHUNK < item_.end_key)
+        locate(args_, item_, at + CHUNK, *ahead);
+      else if (next)
+        locate(args_, *next, first_chunk(*next), *ahead);
+      else
+        ahead->range = {};
+      pack(*chunk, *ahead);
       for (int64_t row = 0; row < item_.num_rows; row += TILE_ROWS)
-        add_chunk(at, row, std::min<int64_t>(TILE_ROWS, item_.num_rows - row));
+        add_chunk(*chunk, row, std::min<int64_t>(TILE_ROWS, item_.num_rows - row));
     }
     finish();
   }
@@ -136,32 +180,29 @@ class Attention {
     std::fill_n(s_.mixed, item_.num_rows * columns_, 0.0f);
   }
 
-  // Lays out the keys and values of the range, by 16 keys. What is past its ends is zeros: the
-  // cells hold what an earlier owner left, or belong to nobody.
-  void pack(int64_t at, Range range) {
-    const Range whole{range.first_vector() * LANES, range.end_vector() * LANES};
-    std::fill(s_.key_rows + whole.begin, s_.key_rows + whole.end, NO_VALUES);
-    std::fill(s_.value_rows + whole.begin, s_.value_rows + whole.end, NO_VALUES);
-    const Tables& tables = *args_.tables;
-    for (int64_t n = range.begin; n < range.end;) {
-      const int64_t stride = args_.num_kv_heads * size_;
-      int64_t cell = cell_of(tables, item_.span->slot, at + n) * stride + item_.head * size_;
-      const int64_t left = tables.block_tokens - (at + n) % tables.block_tokens;
-      for (const int64_t stop = std::min(range.end, n + left); n < stop; n++, cell += stride) {
-        s_.key_rows[n] = args_.k + cell;
-        s_.value_rows[n] = args_.v + cell;
-      }
+  // Lays out the keys and values of a chunk, and fetches those of another.
+  void pack(const Chunk& chunk, const Chunk& ahead) {
+    for (int64_t n = 0; n < CHUNK; n += LANES) {
+      if (inside(chunk, n)) pack_keys(chunk.keys + n, size_ / 2, s_.keys + n);
+      if (inside(ahead, n))
+        for (int64_t i = n; i < n + LANES; i++) prefetch_row(ahead.keys[i], size_);
     }
-    for (int64_t n = whole.begin; n < whole.end; n += LANES)
-      pack_keys(s_.key_rows + n, size_ / 2, s_.keys + n);
-    for (int64_t n = whole.begin; n < whole.end; n += 2)
-      pack_values(s_.value_rows[n], s_.value_rows[n + 1], size_, s_.values + n / 2 * columns_);
+    for (int64_t n = 0; n < CHUNK; n += 2) {
+      if (inside(chunk, n))
+        pack_values(chunk.values[n], chunk.values[n + 1], size_, s_.values + n / 2 * columns_);
+      if (inside(ahead, n))
+        for (int64_t i = n; i < n + 2; i++) prefetch_row(ahead.values[i], size_);
+    }
   }
 
-  // Adds the chunk at `at` to `count` <= TILE_ROWS rows.
-  void add_chunk(int64_t at, int64_t row, int64_t count) {
-    const Range seen{std::max(s_.oldest[row] - at, int64_t{0}),
-                     std::min<int64_t>(s_.newest[row + count - 1] + 1 - at, CHUNK)};
+  static bool inside(const Chunk& chunk, int64_t n) {
+    return chunk.range.begin <= n && n < chunk.range.end;
+  }
+
+  // Adds a chunk to `count` <= TILE_ROWS rows.
+  void add_chunk(const Chunk& chunk, int64_t row, int64_t count) {
+    const Range seen{std::max(s_.oldest[row] - chunk.at, int64_t{0}),
+                     std::min<int64_t>(s_.newest[row + count - 1] + 1 - chunk.at, CHUNK)};
     if (seen.begin >= seen.end) return;
     const int64_t first = seen.first_vector(), vectors = seen.end_vector() - first;
     multiply({.a = s_.queries + row * size_ / 2,
@@ -172,7 +213,14 @@ class Attention {
               .c = s_.scores + first * LANES,
               .ldc = CHUNK},
              count, vectors);
-    for (int64_t n = 0; n < count; n++) weigh(at, row + n, n, seen);
+    const float scale = static_cast<float>(args_.scale * LOG2_E);
+    for (int64_t n = 0; n < count; n++) {
+      const Range own{s_.oldest[row + n] - chunk.at, s_.newest[row + n] + 1 - chunk.at};
+      float* scores = s_.scores + n * CHUNK;
+      s_.chunk_tops[n] = hide_and_find_top(scores, seen, own) * scale;
+      bf16* weights = s_.weights + n * CHUNK;
+      store(s_.chunk_totals[n], weigh(scores, seen, scale, s_.chunk_tops[n], weights));
+    }
     multiply({.a = reinterpret_cast<const uint32_t*>(s_.weights) + first * LANES / 2,
               .lda = PAIRS,
               .b = s_.values + first * LANES / 2 * columns_,
@@ -184,57 +232,17 @@ class Attention {
     merge(row, count);
   }
 
-  // From the scores of a row to its weights, over the vectors of `seen`.
-  void weigh(int64_t at, int64_t row, int64_t n, Range seen) {
-    const Range own{s_.oldest[row] - at, s_.newest[row] + 1 - at};
-    float* scores = s_.scores + n * CHUNK;
-    F top = splat(LOWEST);
-    for (int64_t v = seen.first_vector(); v < seen.end_vector(); v++) {
-      F score = load(scores + v * LANES);
-      if (own.begin > v * LANES || own.end < (v + 1) * LANES) {
-        score = hide(score, own.begin - v * LANES, own.end - v * LANES);
-        store(scores + v * LANES, score);
-      }
-      top = maximum(top, score);
-    }
-    const float scale = static_cast<float>(args_.scale);
-    const float chunk_top = largest(top) * scale;
-    F total{};
-    for (int64_t v = seen.first_vector(); v < seen.end_vector(); v++) {
-      const F weight = exponential(fma(load(scores + v * LANES), splat(scale), splat(-chunk_top)));
-      total += weight;
-      store_bf16(s_.weights + n * CHUNK + v * LANES, weight);
-    }
-    s_.chunk_tops[n] = chunk_top;
-    store(s_.chunk_totals[n], total);
-  }
-
-  static F hide(F score, int64_t begin, int64_t end) {
-    const I lane{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const I first = I{} + static_cast<int32_t>(std::clamp<int64_t>(begin, 0, LANES));
-    const I stop = I{} + static_cast<int32_t>(std::clamp<int64_t>(end, 0, LANES));
-    const F hidden = splat(-std::numeric_limits<float>::infinity());
-    return select((lane >= first) & (lane < stop), score, hidden);
-  }
-
-  // Adds what add_chunk found to the running sums; those with the lower top are scaled down.
+  // Adds what add_chunk found to the running sums.
   void merge(int64_t row, int64_t count) {
-    const F before = load(s_.tops + row), found = load(s_.chunk_tops);
     float factors[LANES];
-    store(factors, exponential(before > found ? found - before : before - found));
+    store(factors, factor_of(load(s_.tops + row), load(s_.chunk_tops)));
     for (int64_t n = 0; n < count; n++) {
       const bool rises = s_.chunk_tops[n] > s_.tops[row + n];
       if (rises) s_.tops[row + n] = s_.chunk_tops[n];
-      add(s_.totals[row + n], s_.chunk_totals[n], LANES, splat(factors[n]), rises);
-      add(s_.mixed + (row + n) * columns_, s_.chunk_mixed + n * columns_, columns_,
-          splat(factors[n]), rises);
-    }
-  }
-
-  static void add(float* running, const float* found, int64_t size, F factor, bool rises) {
-    for (int64_t i = 0; i < size; i += LANES) {
-      const F a = load(running + i), b = load(found + i);
-      store(running + i, rises ? fma(a, factor, b) : fma(b, factor, a));
+      const F factor = splat(factors[n]);
+      add_scaled(s_.totals[row + n], s_.chunk_totals[n], LANES, factor, rises);
+      add_scaled(s_.mixed + (row + n) * columns_, s_.chunk_mixed + n * columns_, columns_, factor,
+                 rises);
     }
   }
 
@@ -265,8 +273,12 @@ class Attention {
 void attention(const AttentionArgs& args, Worker& worker) {
   Scratch& scratch = *reinterpret_cast<Scratch*>(worker.scratch);
   const Items items(args);
-  for (Share share(worker, items.size()); share.next();)
-    Attention(args, items.at(share.item), scratch).run();
+  for (Share share(worker, items.size()); share.next();) {
+    const Item item = items.at(share.item);
+    const bool last = share.item + 1 == items.size();
+    const Item next = last ? item : items.at(share.item + 1);
+    Attention(args, item, scratch).run(last ? nullptr : &next);
+  }
 }
 
 }  // namespace infire

@@ -14,68 +14,60 @@ inline int64_t up_to(int64_t multiple, int64_t size) {
   return (size + multiple - 1) / multiple * multiple;
 }
 
-// The first `count` words of a row, then zeros.
-inline U load_some(const bf16* row, int64_t count) {
-  if (count >= LANES) return load_words(row);
-  uint32_t words[LANES] = {};
-  std::memcpy(words, row, count * sizeof(uint32_t));
-  return load_words(words);
-}
-
 #if INFIRE_AVX512
-// Rows become columns: rows[i][j] is what rows[j][i] was.
-inline void transpose(U (&rows)[LANES]) {
-  U fours[LANES];  // fours[4 i + c]: words c, c + 4, c + 8 and c + 12 of rows 4 i .. 4 i + 3
-  for (int i = 0; i < LANES; i += 4) {
-    U twos[4];
-    for (int j = 0; j < 4; j += 2) {
-      const U a = rows[i + j], b = rows[i + j + 1];
-      twos[j] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21,  //
-                                        8, 24, 9, 25, 12, 28, 13, 29);
-      twos[j + 1] = __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23,  //
-                                            10, 26, 11, 27, 14, 30, 15, 31);
-    }
-    for (int c = 0; c < 4; c += 2) {
-      const U a = twos[c / 2], b = twos[c / 2 + 2];
-      fours[i + c] = __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21,  //
-                                             8, 9, 24, 25, 12, 13, 28, 29);
-      fours[i + c + 1] = __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23,  //
-                                                 10, 11, 26, 27, 14, 15, 30, 31);
-    }
-  }
-  const auto even = [](U a, U b) {
-    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27);
+// Sixteen rows of sixteen words -> columns[j * CHUNK + i] = rows[i][j]. Four rows are put side by
+// side as they are loaded, which leaves half of the shuffles of a transposition in registers.
+inline void transpose(const bf16* const* rows, uint32_t* columns) {
+  const auto part = [](const bf16* at) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
   };
-  const auto odd = [](U a, U b) {
-    return __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
-  };
-  for (int c = 0; c < 4; c++) {
-    const U a = even(fours[c], fours[c + 4]), b = even(fours[c + 8], fours[c + 12]);
-    const U d = odd(fours[c], fours[c + 4]), e = odd(fours[c + 8], fours[c + 12]);
-    rows[c] = even(a, b);
-    rows[c + 4] = even(d, e);
-    rows[c + 8] = odd(a, b);
-    rows[c + 12] = odd(d, e);
+  for (int j = 0; j < LANES; j += 4) {
+    U fours[4];  // fours[i]: words j .. j + 3 of rows i, i + 4, i + 8 and i + 12
+    for (int i = 0; i < 4; i++) {
+      __m512i four = _mm512_castsi128_si512(part(rows[i] + 2 * j));
+      four = _mm512_inserti32x4(four, part(rows[i + 4] + 2 * j), 1);
+      four = _mm512_inserti32x4(four, part(rows[i + 8] + 2 * j), 2);
+      fours[i] = bits<U>(_mm512_inserti32x4(four, part(rows[i + 12] + 2 * j), 3));
+    }
+    const auto low = [](U a, U b) {
+      return bits<__m512i>(_mm512_unpacklo_epi32(bits<__m512i>(a), bits<__m512i>(b)));
+    };
+    const auto high = [](U a, U b) {
+      return bits<__m512i>(_mm512_unpackhi_epi32(bits<__m512i>(a), bits<__m512i>(b)));
+    };
+    const __m512i a = low(fours[0], fours[1]), b = low(fours[2], fours[3]);
+    const __m512i c = high(fours[0], fours[1]), d = high(fours[2], fours[3]);
+    _mm512_storeu_si512(columns + j * CHUNK, _mm512_unpacklo_epi64(a, b));
+    _mm512_storeu_si512(columns + (j + 1) * CHUNK, _mm512_unpackhi_epi64(a, b));
+    _mm512_storeu_si512(columns + (j + 2) * CHUNK, _mm512_unpacklo_epi64(c, d));
+    _mm512_storeu_si512(columns + (j + 3) * CHUNK, _mm512_unpackhi_epi64(c, d));
   }
 }
 #else
-inline void transpose(U (&rows)[LANES]) {
-  uint32_t words[LANES][LANES], turned[LANES][LANES];
-  std::memcpy(words, rows, sizeof(words));
-  for (int i = 0; i < LANES; i++)
-    for (int j = 0; j < LANES; j++) turned[i][j] = words[j][i];
-  std::memcpy(rows, turned, sizeof(turned));
+inline void transpose(const bf16* const* rows, uint32_t* columns) {
+  uint32_t words[LANES][LANES];
+  for (int i = 0; i < LANES; i++) std::memcpy(words[i], rows[i], sizeof(words[i]));
+  for (int j = 0; j < LANES; j++)
+    for (int i = 0; i < LANES; i++) columns[j * CHUNK + i] = words[i][j];
 }
 #endif
 
 // Sixteen keys of `pairs` words each -> packed[p * CHUNK + i], rounded up to 16 pairs.
 inline void pack_keys(const bf16* const* keys, int64_t pairs, uint32_t* packed) {
-  for (int64_t first = 0; first < pairs; first += LANES) {
-    U rows[LANES];
-    for (int i = 0; i < LANES; i++) rows[i] = load_some(keys[i] + 2 * first, pairs - first);
-    transpose(rows);
-    for (int p = 0; p < LANES; p++) store_words(packed + (first + p) * CHUNK, rows[p]);
+  int64_t first = 0;
+  for (; first + LANES <= pairs; first += LANES) {
+    const bf16* rows[LANES];
+    for (int i = 0; i < LANES; i++) rows[i] = keys[i] + 2 * first;
+    transpose(rows, packed + first * CHUNK);
   }
+  if (first == pairs) return;
+  bf16 last[LANES][2 * LANES] = {};  // what is left of each; reading on might leave the cache
+  const bf16* rows[LANES];
+  for (int i = 0; i < LANES; i++) {
+    std::memcpy(last[i], keys[i] + 2 * first, (pairs - first) * sizeof(uint32_t));
+    rows[i] = last[i];
+  }
+  transpose(rows, packed + first * CHUNK);
 }
 
 // The values of two keys, `size` each -> packed[d] = (low[d], high[d]), rounded up to 16 words.

@@ -5,25 +5,27 @@ Knows a compiler and a folder, and nothing of what is compiled.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+
+from infire.once import make_once
 
 COMPILERS = ("g++", "c++", "clang++")
 NATIVE = "native"
 _SOURCES = Path(__file__).parent
 # gnu++20 for the vector extensions; contracted, as `fma` in simd.h is a product and a sum where
 # there is no name for it. GCC's own AVX-512 header makes it warn of what is not initialised.
-_FLAGS = ("-O3", "-std=gnu++20", "-ffp-contract=fast", "-fPIC", "-fvisibility=hidden", "-pthread")
+# Weights are vectors to one line and single numbers to the next, so nothing follows from types.
+_FLAGS = (
+    *("-O3", "-std=gnu++20", "-ffp-contract=fast", "-fno-strict-aliasing"),
+    *("-fPIC", "-fvisibility=hidden", "-pthread"),
+)
 _QUIET = ("-w",)
 _COMPILE_S = 300.0
 
@@ -43,18 +45,11 @@ def library_path(cache: Path, *, march: str = NATIVE) -> Path:
     if compiler is None:
         raise CannotBuild(f"none of {', '.join(COMPILERS)} is on the PATH")
     flags = (*_FLAGS, *_target(march))
-    folder = cache / "kernels" / _key(compiler, flags)
-    made = folder / "libinfire.so"
-    if made.exists():
-        return made
+    path = cache / "kernels" / _key(compiler, flags) / "libinfire.so"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder / "lock"):
-            if not made.exists():
-                _compile(compiler, flags, made)
+        return make_once(path, lambda made: _compile(compiler, flags, made))
     except OSError as error:
-        raise CannotBuild(f"{folder} cannot be written: {error}") from error
-    return made
+        raise CannotBuild(f"{path} cannot be written: {error}") from error
 
 
 def _target(march: str) -> tuple[str, ...]:
@@ -91,29 +86,17 @@ def _processor() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _compile(compiler: str, flags: tuple[str, ...], made: Path) -> None:
-    """Each source by itself, as many at once as there are cores; then one library, put in place
-    when it is whole."""
-    with tempfile.TemporaryDirectory(dir=made.parent) as temporary:
-        folder = Path(temporary)
-        sources = sorted(_SOURCES.glob("*.cpp"))
-        objects = [folder / f"{source.stem}.o" for source in sources]
+    """Each source by itself, as many at once as there are cores."""
+    sources = sorted(_SOURCES.glob("*.cpp"))
+    objects = [made.with_name(f"{source.stem}.o") for source in sources]
 
-        def compile_one(source: Path, to: Path) -> None:
-            _run(compiler, *flags, *_QUIET, "-c", str(source), "-o", str(to))
+    def compile_one(source: Path, to: Path) -> None:
+        _run(compiler, *flags, *_QUIET, "-c", str(source), "-o", str(to))
 
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            list(pool.map(compile_one, sources, objects))
-        library = folder / made.name
-        _run(compiler, *flags, "-shared", *map(str, objects), "-o", str(library))
-        library.replace(made)
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        list(pool.map(compile_one, sources, objects))
+    _run(compiler, *flags, "-shared", *map(str, objects), "-o", str(made))
 
 
 def _run(*command: str) -> None:

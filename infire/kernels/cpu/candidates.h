@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <limits>
 
@@ -64,7 +65,7 @@ struct alignas(64) Candidates {
   int64_t limit;          // how many are wanted, 1 .. MOST_CANDIDATES
   int64_t count;          // how many are in `ranks`: with `limit` given or more, at least `limit`
   uint64_t worst;         // a rank that `limit` others are known to reach; 0: not known yet
-  float threshold;        // its logit
+  float threshold;        // its logit: what is below need not be looked at
   uint64_t ranks[128];    // in no order; the `limit` largest of all that were given among them
 };
 
@@ -72,7 +73,7 @@ inline void reset(Candidates& some, int64_t limit) {
   some.limit = limit;
   some.count = 0;
   some.worst = 0;
-  some.threshold = -std::numeric_limits<float>::infinity();
+  some.threshold = -INFINITY;
 }
 
 inline void keep_best(Candidates& some) {
@@ -81,6 +82,8 @@ inline void keep_best(Candidates& some) {
   some.count = some.limit;
   some.worst = *last;
   some.threshold = logit_of(some.worst);
+  // Infinities are cleaned after the comparison: -inf is as good as the lowest number.
+  if (some.threshold == clean(-INFINITY)) some.threshold = -INFINITY;
 }
 
 // Looks at `num` logits of the ids from `first_id` on, in any order of tiles.

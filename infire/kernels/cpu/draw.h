@@ -60,8 +60,7 @@ inline double uniform(uint64_t seed, int64_t index) {
 inline F load_some(const float* at, int64_t num) {
   if (num >= LANES) return load(at);
   float some[LANES];
-  for (int i = 0; i < LANES; i++)
-    some[i] = i < num ? at[i] : -std::numeric_limits<float>::infinity();
+  for (int i = 0; i < LANES; i++) some[i] = i < num ? at[i] : -INFINITY;
   return load(some);
 }
 
@@ -234,7 +233,7 @@ std::vector<Choice> gather_until(const float* logits, int64_t num, float top, fl
     gather(logits, num, lowest, top, temperature, some);
     if (enough(some, std::ldexp(1.01, -halvings))) return some;  // 1.01: rounding
   }
-  gather(logits, num, -std::numeric_limits<float>::infinity(), top, temperature, some);
+  gather(logits, num, -INFINITY, top, temperature, some);
   return some;
 }
 

@@ -24,7 +24,7 @@ class Kind(IntEnum):
     ROPE = 4
     ATTENTION = 5
     HEAD = 6
-    SAMPLE = 6
+    SAMPLE = 7
 
 
 class Step(Structure):
