@@ -7,7 +7,7 @@ HTTP nor how either API spells things.
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Self
@@ -15,7 +15,7 @@ from typing import Self
 from anyio import CapacityLimiter
 
 from edge import upstream
-from edge.ask import Ask, Piece, SamplingAsk
+from edge.ask import Ask, Piece, SamplingAsk, Text
 from edge.auth import Tenant
 from edge.texts import Loaded, TextStore
 from edge.transcript import Transcript
@@ -50,7 +50,11 @@ class Prepared:
 
 
 class Completion:
-    """Bursts of pieces, `End` last. Raises Failure when no region goes on."""
+    """Bursts of pieces, `End` last. Raises Failure when no region goes on.
+
+    Once `tell_at_once` was called, text is told where it arrives as long as that takes no waiting,
+    and is then in no burst.
+    """
 
     def __init__(
         self, answer: upstream.Answer, transcript: Transcript, first: list[wire.Event]
@@ -58,6 +62,8 @@ class Completion:
         self._answer = answer
         self._transcript = transcript
         self._first: list[wire.Event] | None = first  # read already
+        self._tell: Callable[[str], bool] | None = None
+        self._untold: list[Piece] = []  # that `_tell` did not take
 
     @property
     def region(self) -> str:
@@ -67,15 +73,34 @@ class Completion:
     def __aiter__(self) -> Self:
         return self
 
+    def tell_at_once(self, tell: Callable[[str], bool]) -> None:
+        """Give text to `tell` as it comes, which must not wait and says whether it took it."""
+        self._tell = tell
+        self._answer.at_once = self._hear
+
     async def __anext__(self) -> list[Piece]:
         while not self._transcript.ended:
             if self._first is None:
                 burst = await anext(self._answer)
             else:
                 burst, self._first = self._first, None
-            if pieces := self._transcript.read(burst):
+            pieces, self._untold = self._untold, []
+            if not self._transcript.ended:  # by what is untold
+                pieces += self._transcript.read(burst)
+            if pieces:
                 return pieces
         raise StopAsyncIteration
+
+    def _hear(self, tokens: wire.Tokens) -> None:
+        """Tell the text of these at once, or have the reader of bursts woken to do it."""
+        assert self._tell is not None
+        text = self._transcript.text_of(tokens)
+        if text is None:
+            self._untold += self._transcript.read((tokens,))
+        elif text and not self._tell(text):
+            self._untold.append(Text(text=text))
+        if self._untold:
+            self._answer.wake()
 
 
 @dataclass(slots=True)

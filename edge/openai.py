@@ -58,6 +58,11 @@ class Answer:
         self._ask = ask
         self._begun = False
         self._head = {"id": f"chatcmpl-{request_id}", "created": created, "model": ask.model}
+        self._before, self._after = sse.around(self._delta({"content": ""}), "content")
+
+    def text_frame(self, text: str) -> bytes:
+        """The chunk that tells more text, not the first: what `frames` makes of it, but sooner."""
+        return self._before + sse.encode(text) + self._after
 
     def frames(self, piece: Piece) -> bytes:
         """The chunks that tell `piece`, b"" for none; the role goes ahead of the first.
@@ -69,9 +74,11 @@ class Answer:
             case Text(text=text, logprobs=logprobs):
                 if not text and not logprobs:
                     return b""
-                return self._role() + self._chunk({"content": text}, logprobs=logprobs)
+                if not logprobs:
+                    return self._role() + self.text_frame(text)
+                return self._role() + sse.event(self._delta({"content": text}, logprobs=logprobs))
             case End(reason=reason, usage=used):
-                finish = self._role() + self._chunk({}, finish_reason=reason)
+                finish = self._role() + sse.event(self._delta({}, finish_reason=reason))
                 return finish + self._usage(used) + sse.DONE
             case Broke(code=code, detail=detail):
                 return sse.event(_error(Failure(code, detail)))
@@ -92,20 +99,21 @@ class Answer:
         if self._begun:
             return b""
         self._begun = True
-        return self._chunk({"role": "assistant", "content": ""})
+        return sse.event(self._delta({"role": "assistant", "content": ""}))
 
-    def _chunk(
+    def _delta(
         self,
         delta: dict[str, str],
         *,
         logprobs: Iterable[TokenLogprob] = (),
         finish_reason: str | None = None,
-    ) -> bytes:
+    ) -> dict[str, Any]:
+        """A chunk that holds a part of the answer."""
         choice: dict[str, Any] = {"index": 0, "delta": delta}
         if self._ask.sampling.logprobs is not None:
             choice["logprobs"] = self._logprobs(logprobs)
         choice["finish_reason"] = finish_reason
-        return sse.event(self._head | {"object": "chat.completion.chunk", "choices": [choice]})
+        return self._head | {"object": "chat.completion.chunk", "choices": [choice]}
 
     def _usage(self, used: Usage) -> bytes:
         """A chunk of its own, without choices; only where it was asked for."""

@@ -7,7 +7,7 @@ own. Knows how neither API spells things: `Native` and `OpenAI` do.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -28,6 +28,7 @@ from edge.metrics import Record
 from edge.places import Places
 from edge.settings import Settings
 from edge.sse import MEDIA_TYPE
+from routing.abort import write_of
 from routing.errors import Code, Failure
 
 _INLINE_BYTES = 100_000  # about 1 ms to parse; a longer body would hold up every other stream
@@ -44,6 +45,7 @@ class Spelled(Protocol):
     """One answer in an API's own words."""
 
     def frames(self, piece: Piece) -> bytes: ...
+    def text_frame(self, text: str) -> bytes: ...
     def whole(self, texts: Iterable[Text], end: End) -> bytes: ...
 
 
@@ -138,11 +140,13 @@ class Run:
         record.stream = ask.stream
         if record.served_model is None:
             self._check(ask.model, record)
-        reply = Reply(send, self._api.answer(ask, record.request_id), record, stream=ask.stream)
+        spelled = self._api.answer(ask, record.request_id)
+        reply = Reply(send, write_of(scope), spelled, record, stream=ask.stream)
         budget_s = self._service.settings.budget_s
         try:
             with anyio.fail_after(budget_s):
                 async with self._service.walk.complete(ask, caller, record.tries) as completion:
+                    completion.tell_at_once(reply.tell_nowait)
                     async for pieces in completion:
                         await reply.tell(pieces, completion.region)
         except TimeoutError:
@@ -164,8 +168,18 @@ class Run:
 class Reply:
     """The response as it is made: events from the first piece on, or one JSON body at the end."""
 
-    def __init__(self, send: Send, spelled: Spelled, record: Record, *, stream: bool) -> None:
+    def __init__(
+        self,
+        send: Send,
+        write: Callable[[bytes], bool],
+        spelled: Spelled,
+        record: Record,
+        *,
+        stream: bool,
+    ) -> None:
+        """`write` sends more of the body, once it has begun, if it need not wait for that."""
         self._send = send
+        self._write_nowait = write
         self._spelled = spelled
         self._record = record
         self._stream = stream
@@ -186,6 +200,14 @@ class Reply:
         self._texts += [piece for piece in pieces if isinstance(piece, Text)]
         if isinstance(last, End):
             await self._whole(self._spelled.whole(self._texts, last), region)
+
+    def tell_nowait(self, text: str) -> bool:
+        """Say more text, if that takes no waiting; whether it was said."""
+        if self._stream:
+            return self._begun and self._write_nowait(self._spelled.text_frame(text))
+        if self._texts:  # else it is the first, whose time is of interest
+            self._texts.append(Text(text=text))
+        return bool(self._texts)
 
     async def fail(self, failure: Failure) -> None:
         """With a status of its own while that is possible, else as the end of the stream."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_utf8_decoder = codecs.getincrementaldecoder("utf-8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +46,8 @@ class Spelling:
                 if mark in token and token_id not in hidden
             }
         self.stripped = steps.stripped
+        # Ids that were seen to spell whole characters, and which: most do. Filled by streams.
+        self.whole: dict[int, str] = {}
 
     def text(self, token_id: int) -> str:
         """One token by itself, hidden ones by name. Bytes that are no whole character become lone
@@ -62,19 +63,38 @@ class TextStream:
     What a model leaves unfinished at its end is no text, and is never shown.
     """
 
-    __slots__ = ("_begun", "_bytes_of", "_decode", "_spelling")
+    __slots__ = ("_begun", "_bytes_of", "_held", "_spelling", "_whole")
 
     def __init__(self, spelling: Spelling) -> None:
         self._spelling = spelling
         self._bytes_of = spelling.bytes_of.get
-        self._decode = _utf8_decoder("replace").decode  # bytes that can be no text: U+FFFD
+        self._whole = spelling.whole.get
+        self._held = b""  # the beginning of a character
         self._begun = False
 
     def push(self, ids: Sequence[int]) -> str:
         """The whole characters that `ids` complete."""
+        if len(ids) == 1 and self._begun and not self._held:
+            text = self._whole(ids[0])
+            return self._read(ids[0]) if text is None else text
         if not self._begun:
             return self._begin(ids)
         return self._decode(b"".join([self._bytes_of(token_id, b"") for token_id in ids]))
+
+    def _read(self, token_id: int) -> str:
+        """The text of one id where nothing is held; remembered if it is text by itself."""
+        spelled = self._bytes_of(token_id, b"")
+        text = self._decode(spelled)
+        if text.encode() == spelled:
+            self._spelling.whole[token_id] = text
+        return text
+
+    def _decode(self, data: bytes) -> str:
+        """Bytes that can be no text become U+FFFD."""
+        data = self._held + data
+        text, used = codecs.utf_8_decode(data, "replace", False)
+        self._held = data[used:]
+        return text
 
     def _begin(self, ids: Sequence[int]) -> str:
         """Until something is spelled: SentencePiece writes a space before the first word."""

@@ -20,6 +20,13 @@ class Transcript:
         self._num_output = 0
         self._cached_tokens = 0
 
+    def text_of(self, tokens: wire.Tokens) -> str | None:
+        """The text that these tokens add, if that is all they can add; else None: `read` them."""
+        if self._stops is not None or tokens.logprobs:
+            return None
+        self._num_output += len(tokens.ids)
+        return self._stream.push(tokens.ids)
+
     def read(self, burst: Sequence[wire.Event]) -> list[Piece]:
         """What these events add to the answer. A stop string ends it, whatever follows."""
         pieces: list[Piece] = []

@@ -54,23 +54,39 @@ class Regions(Protocol):
 
 
 class Inbox:
-    """Events of one call, in order; its reader takes all that have come at once."""
+    """Events of one call, in order; its reader takes all that have come at once.
 
-    def __init__(self) -> None:
+    While the reader waits and there is nothing else for it, `tap` may have the tokens instead: it
+    says whether it took them. That spares waking a task for each.
+    """
+
+    def __init__(self, tap: Callable[[wire.Tokens], bool]) -> None:
+        self._tap = tap
         self._events: list[wire.Event | None] = []
-        self._arrived: anyio.Event | None = None  # there while somebody waits
+        self._arrived = anyio.Event()
+        self._idle = False  # the reader waits, and has not been woken
 
     def put(self, event: wire.Event | None) -> None:
+        if self._idle and isinstance(event, wire.Tokens) and self._tap(event):
+            return
         self._events.append(event)
-        if self._arrived is not None:
+        self.wake()
+
+    def wake(self) -> None:
+        """Have a reader that waits look again."""
+        if self._idle:
+            self._idle = False
             self._arrived.set()
 
     async def take(self) -> list[wire.Event | None]:
-        """At least one event; None is the end."""
+        """What has come, at least one event, None being the end; empty for a reader woken."""
         if not self._events:
             self._arrived = anyio.Event()
-            await self._arrived.wait()
-            self._arrived = None
+            self._idle = True
+            try:
+                await self._arrived.wait()
+            finally:
+                self._idle = False
         events, self._events = self._events, []
         return events
 
@@ -106,7 +122,11 @@ async def generate(
 
 class Answer:
     """Bursts of events: `Started` once, `Tokens`, and `Finish` last, from as many regions as it
-    takes. Raises Failure when no region goes on."""
+    takes. Raises Failure when no region goes on.
+
+    Tokens that come while the reader of bursts waits for them go to `at_once`, where there is one,
+    and are in no burst. It is called from the link's own task, so it must not wait.
+    """
 
     def __init__(
         self,
@@ -119,6 +139,7 @@ class Answer:
         self.tries: list[Choice] = []
         self.failures: list[Failure] = []
         self.generated_ids: list[int] = []
+        self.at_once: Callable[[wire.Tokens], None] | None = None
         self._regions = regions
         self._choose = choose
         self._request = request
@@ -128,6 +149,7 @@ class Answer:
         self._cached_tokens: int | None = None  # None: nothing has started yet
         self._model_digest: str | None = None  # of what made the first tokens
         self._done = False
+        self._woken = False
 
     def __aiter__(self) -> Self:
         return self
@@ -141,9 +163,17 @@ class Answer:
                 await self._begin()
             else:
                 events = await self._try.inbox.take()
-                if burst := self._read(self._try, events):
+                burst = self._read(self._try, events)
+                if burst or self._woken:
+                    self._woken = False
                     return burst
         raise StopAsyncIteration
+
+    def wake(self) -> None:
+        """Have the burst that is waited for come now, empty if need be."""
+        if self._try is not None:
+            self._woken = True
+            self._try.inbox.wake()
 
     def hang_up(self) -> None:
         if self._try is not None:
@@ -151,6 +181,13 @@ class Answer:
             if not self._try.spoke:
                 self._regions.abandoned(self._try.choice.region)
             self._try = None
+
+    def _hear_at_once(self, tokens: wire.Tokens) -> bool:
+        if self.at_once is None or self._try is None or not self._try.spoke:
+            return False
+        self.generated_ids += tokens.ids
+        self.at_once(tokens)
+        return True
 
     def _read(self, asked: _Try, events: list[wire.Event | None]) -> list[wire.Event]:
         """What the client's side needs to know of these events."""
@@ -208,7 +245,7 @@ class Answer:
             raise self._most_telling()
         self.tries.append(choice)
         self._regions.called(choice.region)
-        inbox = Inbox()
+        inbox = Inbox(self._hear_at_once)
         try:
             call = self._regions.link(choice.region).open_nowait(self._resumed(), inbox.put)
         except Failure as failure:

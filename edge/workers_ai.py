@@ -44,8 +44,15 @@ def parse(body: bytes, model: str) -> Ask:
     )
 
 
+_BEFORE, _AFTER = sse.around({"response": ""}, "response")
+
+
 class Answer:
     """One request's answer as this API spells it."""
+
+    def text_frame(self, text: str) -> bytes:
+        """The event that tells more text, not the first: what `frames` makes of it, but sooner."""
+        return _BEFORE + sse.encode(text) + _AFTER
 
     def frames(self, piece: Piece) -> bytes:
         """The events that tell `piece`, b"" for none. `End` closes the stream with [DONE].
@@ -55,7 +62,7 @@ class Answer:
         """
         match piece:
             case Text(text=text):
-                return sse.event({"response": text}) if text else b""
+                return self.text_frame(text) if text else b""
             case End(usage=used):
                 return sse.event({"response": "", "usage": usage(used)}) + sse.DONE
             case Broke(code=code, detail=detail):

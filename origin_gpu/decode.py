@@ -81,7 +81,8 @@ class DecodeRole:
             if answered.first_s is None:
                 cached_tokens = step.cached_tokens
                 stream.send(wire.Started(cached_tokens))
-            _pass_on(stream, answered, step)
+            answered.heard(step)
+            stream.send(to_tokens(step))
 
         submit = Submit(self._worker.sequence(request))
         async with self._worker.engine.request(submit, on_step) as run:

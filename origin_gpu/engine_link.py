@@ -218,8 +218,9 @@ class EngineLink:
                 for answer in frame.answers:
                     if run := self._runs.get(answer.request_id):
                         run.hear_answer(answer)
+                runs = self._runs
                 for step in frame.steps:
-                    if run := self._runs.get(step.request_id):
+                    if run := runs.get(step.request_id):
                         run.hear_step(step)
             case Hello():
                 self._greet(frame)

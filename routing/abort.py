@@ -1,19 +1,21 @@
-"""Lets an ASGI app drop a connection at once.
+"""What an ASGI app may do with its client's connection, and cannot say in ASGI messages.
 
-uvicorn closes a connection only after what is buffered for it was taken: for a client that takes
-nothing, never. An app finds `abort` in its scope's extensions, and is then told of a disconnect as
-if the client had hung up.
+Drop it at once: uvicorn closes a connection only after what is buffered for it was taken, which for
+a client that takes nothing is never. And write more of a streamed body from where no task of the
+request runs: a message is sent by a task that has to wake up for it, which costs more than what it
+sends. An app finds both in its scope's extensions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-EXTENSION = "edgefire.abort"
+EXTENSION = "edgefire.connection"
 
 
 class AbortableProtocol(HttpToolsProtocol):
@@ -21,10 +23,39 @@ class AbortableProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {EXTENSION: {"abort": self.transport.abort}}
+        self.scope["extensions"] = {
+            EXTENSION: {"abort": self.transport.abort, "write": self._write_nowait}
+        }
+
+    def _write_nowait(self, scope: Scope, data: bytes) -> bool:
+        cycle = self.cycle
+        if (
+            cycle is None
+            or cycle.scope is not scope  # another request's turn on this connection
+            or not cycle.chunked_encoding  # None before the response has started
+            or cycle.response_complete
+            or cycle.disconnected
+            or cycle.flow.write_paused
+        ):
+            return False
+        self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))  # RFC 9112, 7.1
+        return True
 
 
 def abort_of(scope: Scope) -> Callable[[], None]:
-    """What drops the connection of this request."""
-    extensions: dict[str, Any] = scope["extensions"]
-    return cast("Callable[[], None]", extensions[EXTENSION]["abort"])
+    """What drops the connection of this request. The app is told as if its client had hung up."""
+    return cast("Callable[[], None]", _extension(scope)["abort"])
+
+
+def write_of(scope: Scope) -> Callable[[bytes], bool]:
+    """What sends bytes, not none, as more of the body of a streamed response that has started.
+
+    It never waits: False, and nothing is sent, where that would take a message, as when the client
+    is slow to read or has left.
+    """
+    return partial(_extension(scope)["write"], scope)
+
+
+def _extension(scope: Scope) -> dict[str, Any]:
+    extensions: dict[str, dict[str, Any]] = scope["extensions"]
+    return extensions[EXTENSION]

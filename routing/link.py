@@ -30,10 +30,11 @@ from routing.link_frames import (
     Batch,
     Cancel,
     Credit,
+    Frame,
     LinkStats,
     Open,
     Pace,
-    batches_decoder,
+    frame_decoder,
 )
 from routing.link_socket import Gone, Socket, dial
 from routing.logs import log
@@ -42,6 +43,7 @@ from routing.secret import bearer
 logger = logging.getLogger(__name__)
 
 WINDOW = 32  # events that a stream may be ahead of its reader
+AT_ONCE = 8  # times as many, where what arrives counts as read: fewer credits to give
 FRAME_BYTES = 8 * 2**20  # that requests of one tick fill before another frame is begun
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0  # between tries to connect
 
@@ -54,6 +56,7 @@ class _Reader(Generic[Ev]):
 
     sink: Callable[[Ev | None], None]
     at_once: bool  # whether what arrives counts as read
+    window: int  # events that it may be behind
     read: int = 0  # events for which no new credit was given yet
 
 
@@ -86,7 +89,7 @@ class Link(Generic[Ev]):
         self._secret = secret
         self._pace = pace or Pace()
         self._window = window
-        self._decoder = batches_decoder(events)
+        self._decoder = frame_decoder(events)
         self._encoder = msgspec.msgpack.Encoder()
         self._numbers = itertools.count()
         self._readers: dict[int, _Reader[Ev]] = {}
@@ -122,7 +125,7 @@ class Link(Generic[Ev]):
         before the None when the connection is lost. Failure(LOST) when there is none.
         """
         number = next(self._numbers)
-        self._open(number, request, _Reader(sink, at_once=True))
+        self._open(number, request, _Reader(sink, at_once=True, window=AT_ONCE * self._window))
         return Call(partial(self._hang_up, number))
 
     @asynccontextmanager
@@ -130,7 +133,7 @@ class Link(Generic[Ev]):
         """The events that answer `request`. Leaving the block hangs up."""
         number = next(self._numbers)
         inbox: Inbox[Ev] = Inbox(partial(self._was_read, number, 1))
-        self._open(number, request, _Reader(inbox.put, at_once=False))
+        self._open(number, request, _Reader(inbox.put, at_once=False, window=self._window))
         try:
             yield inbox
         finally:
@@ -140,7 +143,7 @@ class Link(Generic[Ev]):
         if not self.connected:
             raise Failure(Code.LOST, f"{self.url}: {self._reason}")
         self._readers[number] = reader
-        self._act(Open(number, self._window, request))
+        self._act(Open(number, reader.window, request))
 
     def _hang_up(self, number: int) -> None:
         if self._readers.pop(number, None) is not None:
@@ -151,9 +154,16 @@ class Link(Generic[Ev]):
         if reader is None:
             return
         reader.read += num_events
-        if 2 * reader.read >= self._window:  # one credit for many events
+        if 2 * reader.read >= reader.window:  # one credit for many events
             self._act(Credit(number, reader.read))
             reader.read = 0
+
+    def _credit_all(self) -> None:
+        """Credit for all who read at once, some before it is due: one frame for many streams."""
+        for number, reader in self._readers.items():
+            if reader.at_once and 4 * reader.read >= reader.window:
+                self._act(Credit(number, reader.read))
+                reader.read = 0
 
     def _act(self, act: Struct) -> None:
         self._acts.append(act)
@@ -226,12 +236,33 @@ class Link(Generic[Ev]):
             for message in await socket.receive():
                 patience.sign()
                 self.stats.frames_received += 1
-                try:
-                    batches = self._decoder.decode(message)
-                except msgspec.DecodeError as exc:
-                    raise Gone(f"malformed frame of {len(message)} bytes: {exc}") from exc
-                for batch in batches:
+                frame = self._decoded(message)
+                self._hand_out_ids(frame)
+                for batch in frame.batches:
                     self._hand_out(batch)
+
+    def _decoded(self, message: bytes) -> Frame[Ev]:
+        try:
+            frame: Frame[Ev] = self._decoder.decode(message)
+        except msgspec.DecodeError as exc:
+            raise Gone(f"malformed frame of {len(message)} bytes: {exc}") from exc
+        if len(frame.streams) != len(frame.ids):
+            raise Gone(f"{len(frame.ids)} tokens of {len(frame.streams)} streams in a frame")
+        return frame
+
+    def _hand_out_ids(self, frame: Frame[Ev]) -> None:
+        """Once a stream and step: what this does more costs every token."""
+        readers, give = self._readers, self._give
+        for number, token_id in zip(frame.streams, frame.ids, strict=True):
+            # looked up each time: a sink may hang up its own or another stream
+            reader = readers.get(number)
+            if reader is None:
+                continue
+            give(reader, number, cast("Ev", wire.Tokens((token_id,))))
+            if reader.at_once:
+                reader.read += 1
+                if 2 * reader.read >= reader.window:
+                    self._credit_all()
 
     def _hand_out(self, batch: Batch[Ev]) -> None:
         for event in batch.events:
@@ -249,6 +280,8 @@ class Link(Generic[Ev]):
         except Exception:  # one request's bug must not end the other streams
             logger.exception("a sink failed")
             self._hang_up(number)
+            if event is not None:
+                self._give(reader, number, None)  # whoever waits for the end of this one
 
     def _lose(self) -> None:
         """End all streams, in a state in which a sink can see that there is no connection."""

@@ -19,13 +19,17 @@ class Wake:
 
     def __init__(self) -> None:
         self._event = anyio.Event()
+        self._is_set = False  # asked a thousand times a step, where the event would be slow
 
     def set(self) -> None:
-        self._event.set()
+        if not self._is_set:
+            self._is_set = True
+            self._event.set()
 
     async def wait(self) -> None:
         await self._event.wait()
         self._event = anyio.Event()
+        self._is_set = False
 
 
 class Patience:
@@ -76,6 +80,8 @@ class Inbox(Generic[Ev]):
 class Outbox(Generic[Ev]):
     """What one stream still has to say, and how much of it its reader has given credit for."""
 
+    __slots__ = ("_credit", "_ended", "_number", "_on_news", "_patience", "_waiting")
+
     def __init__(
         self, number: int, credit: int, patience: Patience, on_news: Callable[[int], None]
     ) -> None:
@@ -119,6 +125,18 @@ class Outbox(Generic[Ev]):
         self._waiting = [fault]
         self._credit = 1
         self.end()
+
+    def lone_id(self) -> int | None:
+        """The token that is all there is to say, if it may go out now; else None: ask `batch`."""
+        waiting = self._waiting
+        if len(waiting) != 1 or self._ended or not self._credit:
+            return None
+        event = waiting[0]
+        if not isinstance(event, wire.Tokens) or event.logprobs or len(event.ids) != 1:
+            return None
+        waiting.clear()
+        self._credit -= 1
+        return event.ids[0]
 
     def batch(self) -> Batch[Ev] | None:
         """What may go out now; None if nothing."""

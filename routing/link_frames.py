@@ -1,6 +1,6 @@
 """What the two ends of a link say to each other. No sockets.
 
-Client to server: one frame is a list of acts. Server to client: one frame is a list of batches.
+Client to server: one frame is a list of acts. Server to client: one frame is a `Frame`.
 """
 
 from __future__ import annotations
@@ -40,14 +40,27 @@ class Batch(Struct, Generic[Ev], frozen=True, array_like=True, gc=False):
     ended: bool
 
 
+class Frame(Struct, Generic[Ev], frozen=True, array_like=True):
+    """What all streams have to say in one tick of the server.
+
+    In most ticks a stream says one token and nothing else: `wire.Tokens` of one id, without
+    logprobs. Those go in two columns, which cost a small part of what events cost to make and read.
+    A stream is in the columns or in `batches`, and at most once.
+    """
+
+    streams: list[int]  # that say one token
+    ids: list[int]  # the token of each
+    batches: list[Batch[Ev]]  # of the others
+
+
 def acts_decoder(requests: Any) -> msgspec.msgpack.Decoder[list[Any]]:
     """Reads a client's frames; `requests` is the union of what streams may ask."""
     return msgspec.msgpack.Decoder(list[Open[requests] | Cancel | Credit])
 
 
-def batches_decoder(events: Any) -> msgspec.msgpack.Decoder[list[Any]]:
+def frame_decoder(events: Any) -> msgspec.msgpack.Decoder[Frame[Any]]:
     """Reads a server's frames; `events` is the union of what streams may answer."""
-    return msgspec.msgpack.Decoder(list[Batch[events]])
+    return msgspec.msgpack.Decoder(Frame[events])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,7 @@ from routing.link_frames import (
     Batch,
     Cancel,
     Credit,
+    Frame,
     LinkStats,
     Open,
     Pace,
@@ -41,15 +42,17 @@ Ev = TypeVar("Ev")
 
 
 class Stream(Generic[Req, Ev]):
-    """One request, at the end that answers it."""
+    """One request, at the end that answers it.
+
+    `send` takes an event and never waits: all that is sent in one tick, on all streams, goes out as
+    one frame.
+    """
+
+    __slots__ = ("request", "send")
 
     def __init__(self, request: Req, put: Callable[[Ev], None]) -> None:
         self.request = request
-        self._put = put
-
-    def send(self, event: Ev) -> None:
-        """Never waits. All that is sent in one tick, on all streams, goes out as one frame."""
-        self._put(event)
+        self.send = put
 
 
 Serve = Callable[[Stream[Any, Any]], Awaitable[None]]
@@ -177,17 +180,24 @@ class _Connection:
                 scope.cancel()
                 return
 
-    def _gather(self) -> list[Batch[Any]]:
-        batches = []
+    def _gather(self) -> Frame[Any]:
+        streams: list[int] = []
+        ids: list[int] = []
+        batches: list[Batch[Any]] = []
         news, self._news = self._news, {}
         for number in news:
             answer = self._answers.get(number)
-            batch = answer and answer.outbox.batch()
-            if batch:
+            if answer is None:
+                continue
+            token_id = answer.outbox.lone_id()
+            if token_id is not None:
+                streams.append(number)
+                ids.append(token_id)
+            elif batch := answer.outbox.batch():
                 batches.append(batch)
                 if batch.ended:
                     del self._answers[number]
-        return batches
+        return Frame(streams, ids, batches)
 
     async def _beat(self, scope: anyio.CancelScope) -> None:
         while True:
