@@ -24,8 +24,8 @@ EXCEPTION = np.dtype([("k", "<i4"), ("row", "<u2"), ("value", "<u2")])
 # kernel's inner loop and 64 bits of list; at 0.4 % the list is 0.26 bits a weight, and a strip of
 # 576 inputs has 37 of them. Trained weights have under a tenth of that (README.md).
 MAX_EXCEPTION_SHARE = 0.004
-# Bytes against BF16 strips. Within the other limit only matrices of 8 inputs or fewer exceed it:
-# their bases and pointers cost over a quarter of what the codes save.
+# Bytes against BF16 strips. Within the other limit only matrices of up to 16 inputs exceed it:
+# their bases and pointers cost a sixth or more of what the codes save.
 MAX_SIZE_SHARE = 0.80
 
 _BLOCK_WEIGHTS = 1 << 18  # packed at a time: temporaries of 0.25 to 2 MB, which stay in cache
