@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence as Seq
+from math import ceil
 
 # Match lengths. A pair of ids recurs by chance; four in a row are a quotation.
 _SHORTEST, _LONGEST = 2, 4
@@ -90,7 +91,7 @@ class Drafter:
         place, matched = self._index.longest_match(token_ids)
         count = min(
             most,
-            round(self._max_ids * self._share) or 1,
+            ceil(self._max_ids * self._share),
             (matched - 1) * _MOST_PER_MATCHED,
         )
         return _continuation(token_ids, place, count) if place else ()

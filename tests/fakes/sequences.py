@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
+from typing import Any
+
+import msgspec
+
 from infire.request import SamplingParams, Sequence
 from tests.fakes.runner import VOCABULARY
 
@@ -29,6 +34,28 @@ def sequence(
         priority=priority,
         hold=hold,
     )
+
+
+def sequence_of(
+    request_id: str,
+    token_ids: Seq[int],
+    max_tokens: int,
+    *,
+    num_prompt: int | None = None,
+    speculate: bool = True,
+    **more: Any,
+) -> Sequence:
+    """Any ids: all of them prompt, unless `num_prompt` says how many are. `more` as above."""
+    seq = sequence(request_id, len(token_ids), max_tokens, **more)
+    seq.token_ids = list(token_ids)
+    seq.num_prompt = len(token_ids) if num_prompt is None else num_prompt
+    seq.sampling = msgspec.structs.replace(seq.sampling, speculate=speculate)
+    return seq
+
+
+def counted(last_id: int, count: int, period: int = VOCABULARY) -> list[int]:
+    """The `count` ids that the model says after `last_id`."""
+    return [(last_id + n) % period for n in range(1, count + 1)]
 
 
 def answer(prompt: int, max_tokens: int, *, generated: int = 0) -> list[int]:
