@@ -20,7 +20,7 @@ JOBS = 2
 USERS = 20
 TIME = 60
 
-.PHONY: help run test test-all lint load clean
+.PHONY: help run test test-all lint load kernels clean
 
 help:
 	@echo "make run       environment, model, a fleet on this machine, a first streamed answer"
@@ -29,6 +29,7 @@ help:
 	@echo "make test-all  the slow ones too"
 	@echo "make lint      format, style, types, import contracts"
 	@echo "make load      $(USERS) locust users for $(TIME) s against the running fleet (USERS=, TIME=)"
+	@echo "make kernels   compile the CPU kernels now; an engine does it when it first starts"
 	@echo "make clean     remove the environment and the caches in this folder"
 
 run: $(VENV)/.installed
@@ -48,6 +49,9 @@ lint: $(VENV)/.installed-dev
 
 load: $(VENV)/.installed-load
 	@$(BIN)/python -m loadtest run --users $(USERS) --time $(TIME)
+
+kernels: $(VENV)/.installed
+	@$(BIN)/python -m infire kernels
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import logging
 import os
 import signal
 import sys
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +19,7 @@ import typer
 from infire.admission import Limits
 from infire.blocks import BlockPool
 from infire.engine import Engine
+from infire.loaded import Loaded
 from infire.notes import Hello
 from infire.scheduler import Scheduler
 from infire.serve import serve_process
@@ -29,6 +34,16 @@ app = typer.Typer(
 # OpenMP's threads do by default after every step. What the user sets wins. Read when torch is
 # imported, so it must be set before.
 _IDLE_QUIETLY = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "0"}
+
+_logger = logging.getLogger(__name__)
+
+
+class Weights(StrEnum):
+    """How weights lie in memory where kernels on CPU read them; results are the same."""
+
+    U12 = "u12"
+    BF16 = "bf16"
+
 
 # A flag wins over the environment (INFIRE_KV_TOKENS), that over the file of --config.
 _FROM_ENVIRONMENT = {"auto_envvar_prefix": "INFIRE"}
@@ -47,7 +62,10 @@ class Settings:
     block_tokens: int  # tokens a KV block
     max_step_tokens: int  # tokens one forward pass computes
     max_running: int  # sequences computed together
-    threads: int  # of torch on CPU
+    threads: int  # on CPU
+    weights: str  # u12 or bf16: how they lie in memory, where kernels on CPU read them
+    max_draft_ids: int  # 0: no speculation
+    cache_dir: Path  # compiled kernels, packed weights: may be deleted
 
 
 @app.callback()
@@ -75,6 +93,15 @@ def serve(  # noqa: PLR0913  one parameter a flag
     max_step_tokens: Annotated[int, typer.Option(min=1, help="Tokens a forward pass.")] = 512,
     max_running: Annotated[int, typer.Option(min=1, help="Sequences a forward pass.")] = 64,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: all.")] = 0,
+    weights: Annotated[
+        Weights, typer.Option(help="On CPU, in memory: 12 bits a weight, nothing lost, or 16.")
+    ] = Weights.U12,
+    max_draft_ids: Annotated[
+        int, typer.Option(min=0, help="Ids guessed from the prompt and verified in a pass; 0: none")
+    ] = Limits().max_draft_ids,
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Compiled kernels, packed weights.", show_default=False)
+    ] = None,
 ) -> None:
     """Serve one model to the worker that started this process."""
     settings = Settings(
@@ -88,6 +115,9 @@ def serve(  # noqa: PLR0913  one parameter a flag
         max_step_tokens=max_step_tokens,
         max_running=max_running,
         threads=threads or usable_cpus(),
+        weights=weights.value,
+        max_draft_ids=max_draft_ids,
+        cache_dir=cache_dir or default_cache(os.environ),
     )
     for name, value in _IDLE_QUIETLY.items():
         os.environ.setdefault(name, value)
@@ -123,6 +153,18 @@ def pull(
         raise typer.Exit(1) from None
 
 
+@app.command(context_settings=_FROM_ENVIRONMENT)
+def kernels(cache_dir: Annotated[Path | None, typer.Option(help="Where to.")] = None) -> None:
+    """Compile the CPU kernels now; an engine does it when it first starts."""
+    from infire.kernels.cpu.build import CannotBuild, library_path
+
+    try:
+        print(library_path(cache_dir or default_cache(os.environ)))
+    except CannotBuild as error:
+        print(f"infire kernels: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
 def usable_cpus() -> int:
     """What this process may run on: a container or `taskset` may leave less than there is."""
     if sys.platform == "linux":
@@ -130,25 +172,22 @@ def usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
+def default_cache(environ: Mapping[str, str]) -> Path:
+    """Where pulled models lie too: below EDGEFIRE_HOME, else where the XDG specification says."""
+    if home := environ.get("EDGEFIRE_HOME"):
+        return Path(home).expanduser().absolute() / "cache"
+    return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgefire"
+
+
 def load(settings: Settings) -> tuple[Hello, Engine]:
     """The engine of `settings` with its weights in place, and what it says of itself."""
-    from infire.load import load_model  # torch: seconds of import that `pull` need not wait for
-
-    loaded = load_model(
-        settings.model_dir,
-        device=settings.device,
-        dtype=settings.dtype,
-        kv_tokens=settings.kv_tokens,
-        block_tokens=settings.block_tokens,
-        max_running=settings.max_running,
-        max_step_tokens=settings.max_step_tokens,
-        threads=settings.threads,
-    )
+    loaded = _load_model(settings)
     limits = Limits(
         max_step_tokens=settings.max_step_tokens,
         max_running=settings.max_running,
         context_window=loaded.context_window,
         vocab_size=loaded.vocab_size,
+        max_draft_ids=settings.max_draft_ids,
     )
     pools = [BlockPool(count) for count in loaded.num_blocks]
     scheduler = Scheduler(pools, loaded.layout.groups, limits)
@@ -165,6 +204,50 @@ def load(settings: Settings) -> tuple[Hello, Engine]:
         load_s=loaded.load_s,
     )
     return hello, Engine(scheduler, loaded.runner)
+
+
+def _load_model(settings: Settings) -> Loaded:
+    """With compiled kernels on a CPU, else with torch, whose import alone takes a second."""
+    if settings.dtype != "float32" and computes_on_cpu(settings.device):
+        from infire.kernels.cpu.build import CannotBuild
+        from infire.native.load import load_native
+
+        try:
+            return load_native(
+                settings.model_dir,
+                cache=settings.cache_dir,
+                weights=settings.weights,
+                kv_tokens=settings.kv_tokens,
+                block_tokens=settings.block_tokens,
+                max_running=settings.max_running,
+                max_step_tokens=settings.max_step_tokens,
+                threads=settings.threads,
+            )
+        except CannotBuild as error:
+            _logger.warning("computing with torch, several times slower: %s", error)
+    from infire.load import load_model
+
+    return load_model(
+        settings.model_dir,
+        device=settings.device,
+        dtype=settings.dtype,
+        kv_tokens=settings.kv_tokens,
+        block_tokens=settings.block_tokens,
+        max_running=settings.max_running,
+        max_step_tokens=settings.max_step_tokens,
+        threads=settings.threads,
+    )
+
+
+def computes_on_cpu(device: str) -> bool:
+    """Whether that device is the CPU for certain: "auto" is, where there is no NVIDIA driver."""
+    if device != "auto":
+        return device == "cpu"
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return True
+    return False
 
 
 def main() -> None:

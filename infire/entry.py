@@ -83,12 +83,9 @@ def make_row(entry: Entry) -> Row:
     token_ids, start, slot = seq.token_ids, seq.num_computed, seq.slot
     assert slot is not None
     entry.num_planned = 0
-    if count == 1 and start + 1 == len(token_ids):
-        draft_ids, entry.draft_ids = entry.draft_ids, ()
-        if not entry.is_extended:
-            return Row(slot=slot, start=start, num_new=1, ids=(token_ids[-1],), draft_ids=draft_ids)
-    else:
-        draft_ids = ()
+    draft_ids, entry.draft_ids = entry.draft_ids, ()
+    if count == 1 and not entry.is_extended and start + 1 == len(token_ids):  # nearly always
+        return Row(slot=slot, start=start, num_new=1, ids=(token_ids[-1],), draft_ids=draft_ids)
     return Row(
         slot=slot,
         start=start,
@@ -104,9 +101,9 @@ def cut(entry: Entry, ids: tuple[int, ...]) -> tuple[tuple[int, ...], Reason | N
     """What of `ids` counts, up to and with a stop id, and why nothing follows."""
     stop_ids = entry.stop_ids
     room = entry.most_tokens - len(entry.seq.token_ids)
-    n = 0
-    for token_id in ids:
-        n += 1  # noqa: SIM113  for the one id that there nearly always is, half the time
+    if len(ids) == 1 and room > 1 and ids[0] not in stop_ids:  # nearly always
+        return ids, None
+    for n, token_id in enumerate(ids, start=1):
         if token_id in stop_ids:
             return ids[:n], "stop"
         if n == room:

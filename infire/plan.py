@@ -32,8 +32,15 @@ class Sampled(Struct, frozen=True):
     row: int
 
 
-class Row(Struct, frozen=True, kw_only=True):
-    """What one slot computes in this step: positions start .. start + num_new - 1."""
+# Made by the thousand a second, and never part of a cycle: `gc=False` keeps them from starting
+# collections.
+class Row(Struct, frozen=True, kw_only=True, gc=False):
+    """What one slot computes in this step: positions start .. start + num_new - 1.
+
+    With drafts, also the positions of these: the row then samples after its last known token and
+    after each draft, and its result is the drafts up to the first that was not sampled, and one
+    id more.
+    """
 
     slot: int
     start: int
@@ -54,7 +61,7 @@ class StepPlan(Struct, frozen=True, kw_only=True):
         return bool(self.rows)
 
 
-class RowResult(Struct, frozen=True):
+class RowResult(Struct, frozen=True, gc=False):
     """What one row sampled: none for an inner chunk, several when drafts were accepted."""
 
     ids: tuple[int, ...] = ()

@@ -62,7 +62,7 @@ class Sequence(Struct, kw_only=True):
         return len(self.token_ids) - self.num_prompt
 
 
-class Step(Struct, frozen=True, kw_only=True):
+class Step(Struct, frozen=True, kw_only=True, array_like=True):
     """What one request gained in one engine step."""
 
     request_id: str

@@ -49,6 +49,7 @@ class Scheduler:
             max_step_tokens=limits.max_step_tokens,
         )
         self._space = self._tenants.space
+        self._forgets = self._space.forgets
         self._longest = min(self._space.longest, limits.context_window or self._space.longest)
         self._entries: dict[str, Entry] = {}
         self._held: dict[str, Entry] = {}  # finished, blocks kept for a hand-over
@@ -136,18 +137,20 @@ class Scheduler:
         """
         assert not self._flight, "one plan is in flight at a time"
         num_preemptions = self._tenants.num_preemptions
-        self._budget = self._limits.max_step_tokens
+        self._budget = self._limits.max_step_tokens  # enough for one token of each that runs
         behind = []
+        planned = self._planned
         for entry in self._tenants.running:  # preempting removes only entries after this one
             seq = entry.seq
-            if len(seq.token_ids) - seq.num_computed > 1:
+            num_computed = seq.num_computed
+            if len(seq.token_ids) - num_computed > 1:
                 behind.append(entry)
-            elif seq.num_computed < entry.num_covered:  # as `_give` would: nearly all there is
-                self._budget -= 1
+            elif num_computed < entry.num_covered:  # nearly always: there is a token for every slot
                 entry.num_planned = 1
-                self._planned.append(entry)
+                planned.append(entry)
             else:
                 self._give(entry)
+        self._budget = self._limits.max_step_tokens - len(planned)
         for entry in behind:
             self._start_new(before=entry)
             if entry.seq.slot is not None:  # not preempted by one before it
@@ -175,7 +178,7 @@ class Scheduler:
                 self._tenants.free_slot(entry)
                 self._tenants.free_blocks(entry)
                 continue
-            assert row.sample == bool(result.ids)
+            assert row.sample is (len(result.ids) > 0)
             assert len(result.ids) <= 1 + len(row.draft_ids)
             if step := self._advance(entry, row, result):
                 steps.append(step)
@@ -257,12 +260,13 @@ class Scheduler:
     def _advance(self, entry: Entry, row: Row, result: RowResult) -> Step | None:
         """Take over the ids that a row sampled."""
         seq = entry.seq
+        before, end = seq.num_computed, row.start + row.num_new
         ids, finish = cut(entry, result.ids)
-        seq.token_ids += ids
-        before = seq.num_computed
-        # Of several ids, all but the last were computed in this step too, as accepted drafts.
-        seq.num_computed = end = row.start + row.num_new + max(len(ids) - 1, 0)
-        if self._space.forgets:
+        if len(ids) > 1:  # all but the last were computed in this step too, as accepted drafts
+            end += len(ids) - 1
+        seq.token_ids.extend(ids)
+        seq.num_computed = end
+        if self._forgets:
             self._space.forget(seq.block_ids, before, end)
         if not ids:
             return None
@@ -271,10 +275,11 @@ class Scheduler:
             self._learn(entry, len(row.draft_ids), min(len(ids), len(result.ids) - 1))
         if finish:
             self._finish(entry)
+        logprobs = result.logprobs
         return Step(
             request_id=seq.request_id,
             ids=ids,
-            logprobs=result.logprobs[: len(ids)],
+            logprobs=logprobs[: len(ids)] if logprobs else (),
             finish=finish,
             num_computed=end,
         )

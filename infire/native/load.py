@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from time import perf_counter
 
@@ -16,6 +17,8 @@ from infire.native.cache import Cache
 from infire.native.resident import resident
 from infire.native.runner import NativeRunner
 from infire.weight_files import model_digest
+
+_logger = logging.getLogger(__name__)
 
 
 def load_native(  # noqa: PLR0913  one parameter a setting
@@ -55,6 +58,7 @@ def load_native(  # noqa: PLR0913  one parameter a setting
         max_tokens=longest(config, layout, counts),
     )
     runner.warm_up()
+    _logger.info("%s weights, kernels for %s", weights, library.instructions)
     return Loaded(
         runner=runner,
         layout=layout,
@@ -62,7 +66,7 @@ def load_native(  # noqa: PLR0913  one parameter a setting
         context_window=config.context_window,
         vocab_size=config.vocab_size,
         model_digest=digest,
-        device=f"cpu ({library.instructions})",
+        device="cpu",
         dtype=layout.dtype,
         load_s=perf_counter() - began,
     )

@@ -5,6 +5,7 @@ Knows no plan: whoever fills in the step's arrays runs the tape.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from ctypes import Structure
@@ -57,7 +58,7 @@ class StepArrays:
     def field(self, name: str) -> int:
         """The address of a number of the step."""
         place: int = getattr(Step, name).offset
-        return (address(self.record) or 0) + place
+        return ctypes.addressof(self.record) + place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +73,7 @@ class _Buffer:
 
     @property
     def ld(self) -> int:
-        return self.rows.shape[1]
+        return int(self.rows.shape[1])
 
 
 class Program:

@@ -7,6 +7,7 @@ of 64 bytes, the table (JSON). Whoever maps it checks all that a kernel relies o
 
 from __future__ import annotations
 
+import logging
 import mmap
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,8 @@ from unweight.strips import (
     pack_bf16,
     pack_u12,
 )
+
+_logger = logging.getLogger(__name__)
 
 FORMATS = ("u12", "bf16")
 _MAGIC = b"INFIRE01"  # changes with the layout of this file or of the strips
@@ -130,14 +133,19 @@ def resident(
     folder: Path, config: ModelConfig, model_digest: str, *, form: str, cache: Path, threads: int
 ) -> Resident:
     """The weights of a model folder in the form "u12" or "bf16", out of `cache`; made there first
-    if need be, by one process of all that ask. Raises `BadModel` for weights that cannot be
-    served, `BadResident` for a damaged file in the cache, OSError where it cannot be written."""
+    if need be, by one process of all that ask; a damaged file there is made anew. Raises
+    `BadModel` for weights that cannot be served, OSError where the cache cannot be written."""
     path = cache / "resident" / f"{model_digest[:32]}.{form}"
 
     def make(made: Path) -> None:
         write(made, folder, config, model_digest, form=form, threads=threads)
 
-    return read(make_once(path, make), config, model_digest)
+    try:
+        return read(make_once(path, make), config, model_digest)
+    except BadResident as error:
+        _logger.warning("made anew: %s", error)
+        path.unlink(missing_ok=True)
+        return read(make_once(path, make), config, model_digest)
 
 
 def write(

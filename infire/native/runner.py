@@ -118,7 +118,9 @@ class NativeRunner:
         """The arrays of the step. A row's drafts follow its ids, and are sampled too."""
         step = self._step
         token_ids: list[int] = []
-        spans, positions, sampled = [], [], []
+        positions: list[int] = []
+        sampled: list[int] = []
+        spans = []
         for row in rows:
             assert isinstance(row.ids, tuple), "one step is in flight at a time: its ids are known"
             first = len(token_ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence as Seq
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from infire.__main__ import default_cache
 from infire.admission import Limits
 from infire.batch import build
 from infire.blocks import BlockPool
 from infire.engine import Engine
-from infire.load import Loaded, load_model
+from infire.load import load_model
+from infire.loaded import Loaded
+from infire.native.load import load_native
 from infire.plan import Row
 from infire.request import SamplingParams, Sequence
 from infire.scheduler import Scheduler
@@ -32,6 +36,13 @@ _SETTINGS: dict[str, Any] = {
 
 def loaded(folder: Path, **settings: Any) -> Loaded:
     return load_model(folder, **{**_SETTINGS, **settings})
+
+
+def loaded_native(folder: Path, *, march: str = "native", **settings: Any) -> Loaded:
+    """With the compiled kernels, which are kept in the user's cache."""
+    chosen = {"weights": "u12", "cache": default_cache(os.environ), **_SETTINGS, **settings}
+    del chosen["device"], chosen["dtype"]
+    return load_native(folder, march=march, **chosen)
 
 
 def engine(

@@ -13,7 +13,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from infire.model.config import BadModel, MissingFile, RopeConfig, UnsupportedModel, read_config
 from infire.model.families import FAMILIES, model_config
-from infire.model.layers import rope_frequencies
+from infire.model.rope import rope_frequencies
 
 _LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -96,7 +96,7 @@ def test_rotations_are_those_of_transformers(tmp_path: Path, rope: dict[str, Any
         expected = 1 / 5e5 ** (torch.arange(0, 64, 2) / 64)
     else:
         expected, _ = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-6, atol=0)
 
 
 def test_a_folder_without_a_configuration(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from infire.device import NoDevice, choose_device, choose_dtype
 from infire.model.config import MissingFile
-from infire.weights import DamagedWeights, MissingTensor, WeightFiles, WrongShape
+from infire.weight_files import DamagedWeights, MissingTensor, WrongShape
+from infire.weights import WeightFiles
 from tests.infire.driving import answers, engine, loaded, sequence
 from tests.infire.small_models import VOCABULARY, make_folder
 

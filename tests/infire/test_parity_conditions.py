@@ -1,6 +1,7 @@
 """One request, computed in every way there is: its ids are always the same, drawn or greedy.
 
-In float32. What is compared with is the request alone, in as few steps as can be; that those are
+In float32 with torch; with the compiled kernels in bfloat16 too, as each of their results is the
+same bit by bit whatever it is computed together with. What is compared with is the request alone, in as few steps as can be; that those are
 the ids of `transformers` is shown elsewhere.
 """
 
@@ -13,9 +14,17 @@ from typing import Any
 
 import pytest
 
-from infire.load import Loaded
+from infire.loaded import Loaded
 from infire.notes import Adopted, Exported
-from tests.infire.driving import answers, engine, finish, loaded, neighbours, sequence
+from tests.infire.driving import (
+    answers,
+    engine,
+    finish,
+    loaded,
+    loaded_native,
+    neighbours,
+    sequence,
+)
 from tests.infire.prompts import prompts
 from tests.infire.small_models import VOCABULARY, make_folder
 
@@ -45,7 +54,12 @@ class World:
 
 
 def make_world(folder: Path, asked: dict[str, list[int]], max_tokens: int, device: str) -> World:
-    ours = loaded(folder, device=device)
+    def load(**settings: Any) -> Loaded:
+        if device == "native":
+            return loaded_native(folder, **settings)
+        return loaded(folder, device=device, **settings)
+
+    ours = load()
     alone = {
         kind: {
             name: answers(engine(ours), sequence(name, ids, max_tokens, **sampling))[name]
@@ -53,7 +67,7 @@ def make_world(folder: Path, asked: dict[str, list[int]], max_tokens: int, devic
         }
         for kind, sampling in _SAMPLING.items()
     }
-    other = loaded(folder, device=device, block_tokens=24)
+    other = load(block_tokens=24)
     return World(ours=ours, other=other, prompts=asked, max_tokens=max_tokens, alone=alone)
 
 
@@ -78,14 +92,21 @@ def real_world(folder: Path, device: str = "cpu") -> World:
         "llama",
         "mistral window",
         "qwen2 windows",
+        "llama native",
+        "mistral window native",
+        "qwen2 windows native",
+        "qwen3 tied biases native",
         pytest.param("llama cuda", marks=pytest.mark.gpu),
         pytest.param("smollm2", marks=pytest.mark.slow),
+        "smollm2 native",
         pytest.param("smollm2 cuda", marks=pytest.mark.gpu),
     ],
 )
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
-    kind = request.param.removesuffix(" cuda")
-    device = "cuda" if request.param.endswith(" cuda") else "cpu"
+    kind, device = request.param, "cpu"
+    for other in ("cuda", "native"):
+        if kind.endswith(f" {other}"):
+            kind, device = kind.removesuffix(f" {other}"), other
     if kind == "smollm2":
         return real_world(request.getfixturevalue("smollm2_folder"), device)
     return small_world(kind, tmp_path_factory.mktemp("model"), device)
@@ -123,7 +144,7 @@ def test_in_chunks_of_odd_sizes(world: World, kind: str, max_step_tokens: int) -
 
 
 def test_preempted(world: World, kind: str) -> None:
-    """With room for all as they come, but not as they grow."""
+    """With room for all as they come, but not as they grow; drafts could end one before that."""
     group = world.ours.layout.groups[0]
     if group.window is not None:
         pytest.skip("what lies in windows only does not grow")
@@ -135,7 +156,7 @@ def test_preempted(world: World, kind: str) -> None:
     found = answers(
         crowded,
         *(
-            sequence(name, ids, world.max_tokens, **_SAMPLING[kind])
+            sequence(name, ids, world.max_tokens, speculate=False, **_SAMPLING[kind])
             for name, ids in world.prompts.items()
         ),
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from infire.load import Loaded
+from infire.loaded import Loaded
 from tests.infire.driving import answers, engine, loaded, logits, sequence
 from tests.infire.prompts import prompts
 from tests.infire.small_models import greedy, reference

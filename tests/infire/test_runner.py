@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from infire.load import Loaded
+from infire.loaded import Loaded
 from infire.plan import Row, RowResult, SlotOpen, StepPlan
 from infire.request import SamplingParams
 from tests.infire.driving import loaded

@@ -194,7 +194,8 @@ def address(of: NDArray[Any] | Structure | None) -> int | None:
     """Where it lies in memory; whoever passes it on keeps it alive."""
     if of is None or isinstance(of, Structure):
         return None if of is None else ctypes.addressof(of)
-    return of.ctypes.data
+    place: int = of.ctypes.data
+    return place
 
 
 def aligned(*shape: int, dtype: Any) -> NDArray[Any]:
@@ -202,7 +203,8 @@ def aligned(*shape: int, dtype: Any) -> NDArray[Any]:
     count = int(np.prod(shape)) * np.dtype(dtype).itemsize
     memory = np.zeros(count + 64, np.uint8)
     begin = -memory.ctypes.data % 64
-    return memory[begin : begin + count].view(dtype).reshape(shape)
+    array: NDArray[Any] = memory[begin : begin + count].view(dtype).reshape(shape)
+    return array
 
 
 class Tape:
@@ -212,7 +214,7 @@ class Tape:
         self._args = [args for _, args in operations]  # kept alive
         self.kinds = [kind for kind, _ in operations]
         self.entries = (_Entry * len(operations))(
-            *[(int(kind), ctypes.addressof(args)) for kind, args in operations]
+            *[_Entry(int(kind), ctypes.addressof(args)) for kind, args in operations]
         )
         self.nanoseconds = np.zeros(len(operations), np.int64)  # of each, where it is asked for
 
