@@ -119,6 +119,8 @@ async def _fleet(
         yield children
     finally:
         await children.stop()
+        for command in commands:
+            command.listener.close()
 
 
 def _fleet_file(setting: Setting) -> FleetFile:

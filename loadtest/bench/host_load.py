@@ -10,12 +10,14 @@ from __future__ import annotations
 import selectors
 import socket
 import sys
+from contextlib import ExitStack
 
 import msgspec
 from msgspec import Struct
 
 _RECEIVE_BYTES = 1 << 16
 _TAIL_BYTES = 512  # of an answer: its usage, [DONE], the end of the chunked body
+_GOOD = b"HTTP/1.1 200 "
 _END = b"\r\n0\r\n\r\n"
 
 
@@ -36,7 +38,7 @@ class Outcome(Struct, kw_only=True):
 
     answers: int = 0  # whole ones
     tokens: int = 0  # in them, as their usage says
-    events: int = 0  # in them
+    events: int = 0  # in them, but for those that a read cuts in their first word
     bad: str = ""  # the last thing seen that is no part of a good answer
 
 
@@ -52,18 +54,21 @@ class Asking:
 
     def ask(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
-        self._tail, self._events = b"", 0
+        self._tail, self._begun, self._events = b"", False, 0
         self.socket.sendall(request(self._load, max_tokens))
 
     def hear(self) -> bool:
         """Read what has come; whether there is more to hope for."""
         chunk = self.socket.recv(_RECEIVE_BYTES)
-        good = chunk if self._tail else chunk.startswith(b"HTTP/1.1 200 ")
-        if not good:
-            self._outcome.bad = repr(chunk[-_TAIL_BYTES:])
+        tail = self._tail + chunk
+        if not self._begun:
+            self._begun = len(tail) >= len(_GOOD)
+            chunk = chunk if _GOOD.startswith(tail[: len(_GOOD)]) else b""
+        if not chunk:
+            self._outcome.bad = repr(tail)
             return False
         self._events += chunk.count(b"data: ")
-        self._tail = tail = (self._tail + chunk)[-_TAIL_BYTES:]
+        self._tail = tail = tail[-_TAIL_BYTES:]
         if not tail.endswith(_END):
             return True
         if b"[DONE]" not in tail or b'"completion_tokens":%d,' % self._max_tokens not in tail:
@@ -95,19 +100,25 @@ def keep_asking(load: Load, told: int) -> Outcome:
     The first answers are of all lengths, so that later ones do not all end in the same step.
     """
     outcome = Outcome()
-    selector = selectors.DefaultSelector()
-    selector.register(told, selectors.EVENT_READ, None)
-    for n in range(load.num_streams):
-        first_tokens = max(1, load.output_tokens * (n + 1) // load.num_streams)
-        asking = Asking(load, outcome, first_tokens)
-        selector.register(asking.socket, selectors.EVENT_READ, asking)
+    with ExitStack() as held:
+        selector = held.enter_context(selectors.DefaultSelector())
+        selector.register(told, selectors.EVENT_READ, None)
+        for n in range(load.num_streams):
+            first_tokens = max(1, load.output_tokens * (n + 1) // load.num_streams)
+            asking = Asking(load, outcome, first_tokens)
+            held.enter_context(asking.socket)
+            selector.register(asking.socket, selectors.EVENT_READ, asking)
+        _hear_all(selector, outcome)
+    return outcome
+
+
+def _hear_all(selector: selectors.BaseSelector, outcome: Outcome) -> None:
     while not outcome.bad:
         for key, _ in selector.select():
             if key.data is None:
-                return outcome
+                return
             if not key.data.hear():
                 break
-    return outcome
 
 
 def main() -> None:
