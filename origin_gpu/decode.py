@@ -82,7 +82,8 @@ class DecodeRole:
                 cached_tokens = step.cached_tokens
                 stream.send(wire.Started(cached_tokens))
             answered.heard(step)
-            stream.send(to_tokens(step))
+            # What to_tokens makes where there are no logprobs, which is the rule.
+            stream.send(to_tokens(step) if step.logprobs else wire.Tokens(step.ids))
 
         submit = Submit(self._worker.sequence(request))
         async with self._worker.engine.request(submit, on_step) as run:

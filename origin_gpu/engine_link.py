@@ -61,7 +61,7 @@ class Run:
         self.scope = anyio.CancelScope()  # the block: cancelled when the request has failed
         self.failure: Failure | None = None
         self.last: Step | None = None  # the one with which it finished
-        self._on_step = on_step
+        self.on_step = on_step
         self._note = note
         self._finished = anyio.Event()
         self._adopted = anyio.Event()
@@ -86,11 +86,9 @@ class Run:
             raise Failure(Code.LOST, f"the engine holds no KV of {self.key}")
         return self._num_bytes
 
-    def hear_step(self, step: Step) -> None:
-        self._on_step(step)
-        if step.finish is not None:
-            self.last = step
-            self._finished.set()
+    def finish(self, last: Step) -> None:
+        self.last = last
+        self._finished.set()
 
     def hear_answer(self, answer: Answer) -> None:
         match answer:
@@ -214,18 +212,23 @@ class EngineLink:
         self._heard_at = anyio.current_time()
         match frame:
             case Results():
-                self.gauges = frame.gauges
-                for answer in frame.answers:
-                    if run := self._runs.get(answer.request_id):
-                        run.hear_answer(answer)
-                runs = self._runs
-                for step in frame.steps:
-                    if run := runs.get(step.request_id):
-                        run.hear_step(step)
+                self._take(frame)
             case Hello():
                 self._greet(frame)
             case Broken():
                 raise EngineLost(frame.detail)
+
+    def _take(self, results: Results) -> None:
+        self.gauges = results.gauges
+        runs = self._runs
+        for answer in results.answers:
+            if run := runs.get(answer.request_id):
+                run.hear_answer(answer)
+        for step in results.steps:
+            if run := runs.get(step.request_id):
+                run.on_step(step)
+                if step.finish is not None:
+                    run.finish(step)
 
     def _greet(self, hello: Hello) -> None:
         self.hello, self._ever_up = hello, True

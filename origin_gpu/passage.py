@@ -155,6 +155,9 @@ class Passage:
 
     def _hear(self, end: _End, event: WorkerEvent | None) -> None:
         match event:
+            case wire.Tokens() if self.ttft_s is not None:  # as `_pass_on`, once a token
+                self.ids += event.ids
+                self._stream.send(event)
             case wire.Tokens():
                 self._pass_on(event)
             case wire.Started():

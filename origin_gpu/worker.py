@@ -213,8 +213,6 @@ def to_sequence(message: wire.Generate) -> Sequence:
 
 
 def to_tokens(step: Step) -> wire.Tokens:
-    if not step.logprobs:  # the rule, and once a stream and step
-        return wire.Tokens(step.ids)
     return wire.Tokens(
         step.ids, tuple(wire.Logprob(it.token_id, it.logprob, it.top) for it in step.logprobs)
     )

@@ -37,7 +37,7 @@ from routing.serving import address, listening_socket, serve_app
 logger = logging.getLogger(__name__)
 
 TELL_EVERY_S = 1.0
-TELL_AT_MOST_EVERY_S = 0.05
+TELL_AT_MOST_EVERY_S = 0.1
 
 
 class WorkerApp:

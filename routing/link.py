@@ -252,13 +252,17 @@ class Link(Generic[Ev]):
 
     def _hand_out_ids(self, frame: Frame[Ev]) -> None:
         """Once a stream and step: what this does more costs every token."""
-        readers, give = self._readers, self._give
+        readers = self._readers
         for number, token_id in zip(frame.streams, frame.ids, strict=True):
             # looked up each time: a sink may hang up its own or another stream
             reader = readers.get(number)
             if reader is None:
                 continue
-            give(reader, number, cast("Ev", wire.Tokens((token_id,))))
+            try:
+                reader.sink(cast("Ev", wire.Tokens((token_id,))))
+            except Exception:  # one request's bug must not end the other streams
+                logger.exception("a sink failed")
+                self._give_up(reader, number)
             if reader.at_once:
                 reader.read += 1
                 if 2 * reader.read >= reader.window:
@@ -277,11 +281,15 @@ class Link(Generic[Ev]):
     def _give(self, reader: _Reader[Ev], number: int, event: Ev | None) -> None:
         try:
             reader.sink(event)
-        except Exception:  # one request's bug must not end the other streams
+        except Exception:  # as above
             logger.exception("a sink failed")
-            self._hang_up(number)
             if event is not None:
-                self._give(reader, number, None)  # whoever waits for the end of this one
+                self._give_up(reader, number)
+
+    def _give_up(self, reader: _Reader[Ev], number: int) -> None:
+        """Hang up a stream whose sink has failed; whoever waits for its end may have that."""
+        self._hang_up(number)
+        self._give(reader, number, None)
 
     def _lose(self) -> None:
         """End all streams, in a state in which a sink can see that there is no connection."""

@@ -165,8 +165,9 @@ class _Connection:
         answer.outbox.end()
 
     def _has_news(self, number: int) -> None:
+        if not self._news:  # else the writer has been woken already
+            self._wake.set()
         self._news[number] = None
-        self._wake.set()
 
     async def _write(self, scope: anyio.CancelScope) -> None:
         while True:

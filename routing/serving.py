@@ -25,8 +25,8 @@ DEAD_PEER_S = 90  # a peer that takes nothing of what was sent for so long is di
 KEEP_ALIVE_S = 75  # longer than load balancers keep idle connections: else both ends race
 DRAIN_S = 2  # connections may close by themselves for this long after a signal
 PARENT_CHECK_S = 0.5
-# New objects before the collector looks at them, and times 20 at older ones. A server makes a few for
-# every token and drops them at once: with Python's 700 it would look for cycles in every step.
+# New objects before the collector looks at them, and times 20 at older ones. A server makes a few
+# for every token and drops them at once: with Python's 700 it would look for cycles every step.
 COLLECT_EVERY = 50_000
 STOP_S = 4.5  # after which a process that was told to stop is gone, whatever it still does
 

@@ -79,7 +79,7 @@ class Started(Struct, frozen=True, tag="started"):
     cached_tokens: int = 0  # prompt tokens found in a prefix cache
 
 
-class Tokens(Struct, frozen=True, tag="tokens"):
+class Tokens(Struct, frozen=True, tag="tokens", gc=False):
     ids: tuple[int, ...]
     logprobs: tuple[Logprob, ...] = ()  # as long as ids where asked for, else empty
 
