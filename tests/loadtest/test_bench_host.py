@@ -141,6 +141,7 @@ class ScriptedEdge:
                     client.sendall(piece)
             client.recv(65536)  # the request after the last answer
             os.close(self._teller)
+            client.recv(1)  # the end: it is the client who closes
 
     def close(self) -> None:
         self._thread.join(10)
