@@ -28,6 +28,7 @@ class SamplingAsk:
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
     speculate: bool = True  # False: each token by a step of its own
+    ignore_eos: bool = False  # the model's own end of text does not end the answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

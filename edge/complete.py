@@ -252,6 +252,6 @@ def sampling_of(
         presence_penalty=said("presence_penalty", 0.0),
         logit_bias=ask.logit_bias,
         logprobs=ask.logprobs,
-        stop_ids=stop_ids,
+        stop_ids=() if ask.ignore_eos else stop_ids,
         speculate=ask.speculate,
     )

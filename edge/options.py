@@ -1,7 +1,7 @@
 """What may ride along with a prompt on either API: sampling, stop strings, features. Pure.
 
 Ranges are those of the published schemas (Workers AI's llama models; OpenAI's chat completions).
-`speculative` is this platform's own.
+`speculative` is this platform's own; `ignore_eos` is what vLLM and llama.cpp take, for measuring.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ def sampling(body: Fields, ranges: Mapping[str, Range], logprobs: int | None = N
         logit_bias=_logit_bias(body),
         logprobs=logprobs,
         speculate=body.flag("speculative") is not False,
+        ignore_eos=body.flag("ignore_eos") is True,
     )
 
 

@@ -27,7 +27,7 @@ class Target:
 
 
 class Client:
-    """Asks one server, over connections that are kept. Made by `client`."""
+    """Asks one server. Made by `client`."""
 
     def __init__(self, http: httpx2.AsyncClient, target: Target) -> None:
         self._http = http
@@ -61,9 +61,10 @@ class Client:
 
 @asynccontextmanager
 async def client(target: Target) -> AsyncGenerator[Client, None]:
-    """Connections to `target`, closed when the block is left."""
+    """Of `target`, for the length of the block."""
     headers = {"authorization": f"Bearer {target.token}"} if target.token else {}
-    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+    # One connection a request: kept ones race with servers that close them when idle.
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx2.AsyncClient(
         headers=headers, limits=limits, timeout=ANSWER_S, trust_env=False
     ) as http:

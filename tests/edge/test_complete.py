@@ -44,6 +44,11 @@ def test_speculation_is_on_unless_switched_off() -> None:
     assert not sampled(SamplingAsk(speculate=False)).speculate
 
 
+def test_an_answer_may_go_past_the_models_end_of_text() -> None:
+    assert sampled(SamplingAsk()).stop_ids
+    assert sampled(SamplingAsk(ignore_eos=True)).stop_ids == ()
+
+
 def test_top_p_above_one_means_all() -> None:
     assert sampled(SamplingAsk(top_p=1.7)).top_p == 1.0
 

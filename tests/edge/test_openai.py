@@ -92,6 +92,11 @@ class TestAsks:
         assert not ask(speculative=False).sampling.speculate
         assert refused(parse, BODY | {"speculative": "no"}).pointer == "/speculative"
 
+    def test_the_end_of_text_can_be_ignored(self) -> None:
+        assert not ask().sampling.ignore_eos
+        assert ask(ignore_eos=True).sampling.ignore_eos
+        assert refused(parse, BODY | {"ignore_eos": 1}).pointer == "/ignore_eos"
+
     def test_both_names_of_max_tokens_are_known(self) -> None:
         assert ask(max_tokens=7).sampling.max_tokens == 7
         assert ask(max_completion_tokens=8).sampling.max_tokens == 8
