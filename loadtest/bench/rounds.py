@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from msgspec import Struct
@@ -70,7 +71,9 @@ def peers_table(rounds: Sequence[Round]) -> str:
 def notes(rounds: Sequence[Round]) -> list[str]:
     """What the table does not show, a sentence each."""
     counted = {one.round for one in rounds}
-    short = {one.server: sum(level.num_short for level in one.served.levels) for one in rounds}
+    short: Counter[str] = Counter()
+    for one in rounds:
+        short[one.server] += sum(level.num_short for level in one.served.levels)
     share = max(level.client_share for one in rounds for level in one.served.levels)
     said = [f"Medians of {len(counted)} rounds, least and most in brackets."]
     said += [f"{name}: {num} answers ended early." for name, num in short.items() if num]
