@@ -22,8 +22,10 @@ constexpr int MOST_TILE = 4;  // a sum takes two registers of 16
 constexpr int WIDE = 4, NARROW = 2;            // strips a panel has, for few rows and for many
 constexpr int64_t FEW_ROWS = MOST_TILE / WIDE / 2;  // up to which a wide panel's streams pay
 constexpr int64_t PACKED_ROWS = 4;
-constexpr int64_t FEW_PAIRS = 64;    // of a decoded wide panel: 16 KiB, half of the L1 cache
-constexpr int64_t MANY_PAIRS = 1024;  // of a decoded narrow panel: 128 KiB of the L2 cache
+// Input pairs of a panel that is decoded for many rows (128 KiB, of the L2 cache), and for so few
+// that writing it costs as much as reading it (12 KiB, of the L1 cache).
+constexpr int64_t MANY_PAIRS = 1024, SOME_PAIRS = 96;
+constexpr int64_t SOME_ROWS = 48;
 constexpr int64_t BLOCK_ROWS = 1024;  // whose sums are kept while a long chain is continued
 constexpr int64_t PREFETCH_BYTES = 1536;
 
@@ -164,7 +166,7 @@ void multiply_panel(const Matrix& matrix, int64_t first_strip, const bf16* x, in
       done(first_row + row, first_strip * LANES, sums + row * STRIPS * LANES, STRIPS * LANES);
     return;
   }
-  const int64_t most_pairs = STRIPS == WIDE ? FEW_PAIRS : MANY_PAIRS;
+  const int64_t most_pairs = num_rows <= SOME_ROWS ? SOME_PAIRS : MANY_PAIRS;
   uint8_t* panel = reinterpret_cast<uint8_t*>(scratch);
   float* sums = reinterpret_cast<float*>(scratch + NARROW * MANY_PAIRS * PAIR_BYTES);
   const int64_t tiles = (num_rows + most_rows - 1) / most_rows;
