@@ -1,7 +1,7 @@
 """`python -m loadtest.bench.engine --model-dir FOLDER`: an engine process alone, without HTTP.
 
 Speaks to `infire serve` as its worker does, so it measures any runner that the engine has. Flags
-of the engine that this does not know go through: --engine-flags "--format bf16".
+of the engine that this does not know go through: --engine-flags "--weights bf16".
 """
 
 from __future__ import annotations
