@@ -1,8 +1,8 @@
 """One request, computed in every way there is: its ids are always the same, drawn or greedy.
 
-In float32 with torch; with the compiled kernels in bfloat16 too, as each of their results is the
-same bit by bit whatever it is computed together with. What is compared with is the request alone, in as few steps as can be; that those are
-the ids of `transformers` is shown elsewhere.
+With torch in float32; with the compiled kernels in bfloat16, where each result is the same bit by
+bit whatever it is computed together with. What is compared with is the request alone, in as few
+steps as can be; that those are the ids of `transformers` is shown elsewhere.
 """
 
 from __future__ import annotations
