@@ -85,7 +85,7 @@ class TextStream:
         """The text of one id where nothing is held; remembered if it is text by itself."""
         spelled = self._bytes_of(token_id, b"")
         text = self._decode(spelled)
-        if text.encode() == spelled:
+        if spelled and text.encode() == spelled:
             self._spelling.whole[token_id] = text
         return text
 

@@ -13,7 +13,7 @@ from anyio.abc import SocketStream
 
 from routing import wire
 from tests.fakes.counting_region import CountingRegion, Steps, running
-from tests.fakes.edge_client import EdgeClient, edge_over
+from tests.fakes.edge_client import EdgeClient, edge_over, read_all
 
 ENDED = "edgefire_edge_requests_total"
 
@@ -119,6 +119,49 @@ async def test_a_client_that_takes_nothing_is_hung_up_on(
         await edge.wait_metric(ENDED, 1, outcome="stalled")
         await region.wait_idle()
         assert await read_to_the_end(stream) < 1_000_000
+
+
+async def test_the_second_request_on_a_connection_waits_its_turn(
+    edge: EdgeClient, region: CountingRegion
+) -> None:
+    """Sent while the first answer is streamed; nothing of one gets into the other."""
+    region.gate = steps = Steps(allowed=2)
+    asked = body(stream=True, max_tokens=6)
+    async with await edge.connect(asked) as stream:
+        await until_waiting_at(steps, 2)
+        head = f"POST {edge.run_url.removeprefix(edge.url)} HTTP/1.1\r\nhost: edge\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in edge.headers().items())
+        await stream.send(f"{head}content-length: {len(asked)}\r\n\r\n".encode() + asked)
+        for allowed in range(3, 7):
+            steps.allow(allowed)
+            if allowed < 6:
+                await until_waiting_at(steps, allowed)
+        told = b""
+        with anyio.fail_after(10):
+            while told.count(b"[DONE]") < 2:
+                told += await stream.receive()
+    first, second = told.split(b"HTTP/1.1 200 OK")[1:]
+    for answer in (first, second):
+        parts = [line for line in answer.splitlines() if line.startswith(b'data: {"response":')]
+        texts = [msgspec.json.decode(part.removeprefix(b"data: "))["response"] for part in parts]
+        assert "".join(texts) == "\"#$%&'"
+
+
+@pytest.mark.parametrize("stops", [[], ["DE"], ["EX", "DEF"]])
+async def test_token_by_token_or_at_once_the_answer_is_the_same(
+    edge: EdgeClient, region: CountingRegion, stops: list[str]
+) -> None:
+    whole = (await edge.raw("A", 6, stop=stops)).json()["result"]
+    region.gate = steps = Steps(allowed=1)  # the status comes with the first text
+    async with edge.stream("A", 6, stop=stops) as response:
+        for allowed in range(2, 7):
+            with anyio.fail_after(10):
+                while steps.waiting_at != allowed - 1 and region.num_open:
+                    await anyio.sleep(0.005)
+            steps.allow(allowed)
+        text, usage, done = await read_all(response)
+    assert (text, done) == (whole["response"], True)
+    assert usage == whole["usage"]
 
 
 async def test_hang_ups_leave_no_task_and_no_connection(

@@ -15,3 +15,10 @@ def test_a_named_event_says_its_name_first() -> None:
 
 def test_a_stream_ends_with_done() -> None:
     assert sse.DONE == b"data: [DONE]\n\n"
+
+
+def test_an_event_cut_around_a_text_takes_any_other() -> None:
+    data = {"model": '"content":""', "delta": {"content": ""}, "last": [{}]}
+    before, after = sse.around(data, "content")
+    for text in ("", 'a"b\n', "é🙂"):
+        assert before + sse.encode(text) + after == sse.event(data | {"delta": {"content": text}})

@@ -251,6 +251,16 @@ class TestStreams:
         assert "" in shown
         assert "\ufffd" not in "".join(shown)
 
+    def test_ids_seen_before_read_the_same_wherever_they_come(self) -> None:
+        """Also in the middle of a character, which they then break off."""
+        text, plain = load(byte_level()), Tokenizer.from_str(byte_level().tokenizer_json.decode())
+        (letter,) = plain.encode("o").ids
+        first_byte = plain.encode("𝄞").ids[0]
+        for _ in range(2):
+            stream = text.stream()
+            shown = [stream.push((token_id,)) for token_id in (letter, letter, first_byte, letter)]
+            assert shown == ["o", "o", "", "\ufffdo"]
+
     def test_an_unfinished_character_at_the_end_is_never_shown(self) -> None:
         text, plain = load(byte_level()), Tokenizer.from_str(byte_level().tokenizer_json.decode())
         stream = text.stream()

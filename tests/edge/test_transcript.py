@@ -45,6 +45,15 @@ def test_text_then_the_end_with_the_regions_usage() -> None:
     assert made.ended
 
 
+def test_plain_tokens_are_text_and_nothing_else() -> None:
+    made = transcript()
+    assert made.text_of(tokens("AB")) == "AB"
+    assert made.text_of(wire.Tokens((END_ID,))) == ""
+    scored = wire.Tokens((65,), (wire.Logprob(65, -0.5),))
+    assert transcript(logprobs=0).text_of(scored) is None
+    assert transcript("x").text_of(tokens("A")) is None
+
+
 def test_part_of_a_character_is_no_piece() -> None:
     made = transcript()
     euro = "€".encode()

@@ -113,6 +113,45 @@ def ids_of(events: Sequence[Event]) -> list[int]:
     return [one for event in events if isinstance(event, wire.Tokens) for one in event.ids]
 
 
+class HeldLink(ScriptedLink):
+    """A link whose sink the test calls."""
+
+    def open_nowait(self, request: wire.Generate, sink: Callable[[Event | None], None]) -> Call:
+        self.sink = sink
+        return super().open_nowait(request, sink)
+
+
+async def test_tokens_that_are_waited_for_need_no_burst() -> None:
+    regions = Regions(a=[])
+    regions.links["a"] = link = HeldLink([[wire.Started(0)]])
+    taken: list[wire.Tokens] = []
+    bursts: list[list[Event]] = []
+    waits = anyio.Event()
+
+    async def read() -> None:
+        async for burst in answer:
+            bursts.append(burst)
+            waits.set()
+
+    async with generate(regions, regions.choose, REQUEST, max_tries=1) as answer:
+        answer.at_once = taken.append
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read)
+            await waits.wait()
+            await anyio.wait_all_tasks_blocked()
+            link.sink(TOKENS[0])
+            link.sink(TOKENS[1])
+            answer.wake()
+            link.sink(TOKENS[2])  # the reader has been woken: its turn first
+            await anyio.wait_all_tasks_blocked()
+            link.sink(TOKENS[3])
+            link.sink(FINISH)
+    assert taken == [TOKENS[0], TOKENS[1], TOKENS[3]]
+    usage = wire.Usage(prompt_tokens=1, completion_tokens=4)
+    assert bursts == [[wire.Started(0)], [TOKENS[2]], [wire.Finish("length", usage)]]
+    assert answer.generated_ids == [1, 2, 3, 4]
+
+
 async def test_the_first_choice_answers() -> None:
     regions = Regions(a=[[wire.Started(0), *TOKENS, FINISH, None]], b=[])
     assert await regions.answer() == [wire.Started(0), *TOKENS, FINISH]

@@ -265,7 +265,10 @@ async def test_a_failure_is_told_as_it_is_and_a_bug_as_internal() -> None:
 async def test_a_sink_with_a_bug_loses_its_own_stream_only() -> None:
     server = Answerer()
 
+    heard: list[wire.Event | None] = []
+
     def sink(event: wire.Event | None) -> None:
+        heard.append(event)
         raise ZeroDivisionError
 
     async with serving(server.app) as url, linked(url) as link:
@@ -275,6 +278,13 @@ async def test_a_sink_with_a_bug_loses_its_own_stream_only() -> None:
         assert await fine.wait() == finish(100)
         await server.wait_cancelled()
         assert server.cancelled == [0]
+    assert heard == [wire.Tokens((0,)), None]  # whoever waits for its end need not wait for ever
+
+
+async def test_columns_of_unequal_length_lose_the_link() -> None:
+    link: Link[wire.Event] = Link("http://nowhere", SECRET, wire.Event)
+    with pytest.raises(Gone, match="1 tokens of 2 streams"):
+        link._decoded(msgspec.msgpack.encode([[1, 2], [3], []]))
 
 
 @pytest.mark.parametrize("headers", [{}, bearer("another"), {"authorization": SECRET}])

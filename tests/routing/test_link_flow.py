@@ -47,6 +47,48 @@ def test_beyond_the_credit_tokens_become_one_event() -> None:
     assert box.outbox.batch() == Batch(7, (wire.Tokens((3, 4, 5, 6)),), ended=False)
 
 
+def test_one_token_alone_needs_no_event() -> None:
+    box = Box(credit=2)
+    box.put_tokens(5)
+    assert box.outbox.lone_id() == 5
+    assert box.outbox.lone_id() is None
+    box.put_tokens(0)
+    assert box.outbox.lone_id() == 0
+    box.put_tokens(6)
+    assert box.outbox.lone_id() is None  # no credit
+    box.outbox.grant(1)
+    assert box.outbox.lone_id() == 6
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [wire.Tokens((1, 2))],
+        [wire.Tokens(())],
+        [wire.Tokens((1,)), wire.Tokens((2,))],
+        [wire.Started(0), wire.Tokens((1,))],
+        [wire.Tokens((1,), (wire.Logprob(1, -0.5),))],
+        [FINISH],
+        [],
+    ],
+)
+def test_what_is_more_or_less_than_one_token_stays_an_event(events: list[wire.Event]) -> None:
+    box = Box(credit=9)
+    for event in events:
+        box.outbox.put(event)
+    assert box.outbox.lone_id() is None
+    batch = box.outbox.batch()
+    assert (batch.events if batch else ()) == tuple(events)
+
+
+def test_the_last_token_goes_with_the_end() -> None:
+    box = Box(credit=9)
+    box.put_tokens(1)
+    box.outbox.end()
+    assert box.outbox.lone_id() is None
+    assert box.outbox.batch() == Batch(7, (wire.Tokens((1,)),), ended=True)
+
+
 def test_logprobs_stay_with_their_tokens() -> None:
     box = Box(credit=0)
     for token_id in (1, 2):
