@@ -75,7 +75,7 @@ def notes(rounds: Sequence[Round]) -> list[str]:
     for one in rounds:
         short[one.server] += sum(level.num_short for level in one.served.levels)
     share = max(level.client_share for one in rounds for level in one.served.levels)
-    said = [f"Medians of {len(counted)} rounds, least and most in brackets."]
+    said = [f"Rounds: {len(counted)}; medians, least and most in brackets."]
     said += [f"{name}: {num} answers ended early." for name, num in short.items() if num]
     return [*said, f"The measuring client took at most {100 * share:.0f} % of a core."]
 

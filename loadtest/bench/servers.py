@@ -105,7 +105,7 @@ def llama_cpp(server: Path, gguf: Path, threads: int) -> Peer:
     words += ["-t", str(threads), "-tb", str(threads), "-np", "32", "-c", str(KV_TOKENS)]
     return Peer(
         name="llama.cpp, BF16",
-        version=_said([str(server), "--version"]).removeprefix("version: "),
+        version=_said([str(server), "--version"], "version: "),
         words=[*words, "--kv-unified"],
         model="peer",
         extra={"ignore_eos": True, "cache_prompt": False},
@@ -199,7 +199,8 @@ async def _fill(asking: Client) -> None:
             tasks.start_soon(asking.ask, words, FILLING_OUTPUT)
 
 
-def _said(words: Sequence[str]) -> str:
-    """The last line that the command says, wherever it says it."""
+def _said(words: Sequence[str], mark: str = "") -> str:
+    """The rest of the last line that begins with `mark`, wherever the command says it."""
     done = subprocess.run(words, capture_output=True, text=True, check=True)
-    return (done.stdout + done.stderr).strip().splitlines()[-1]
+    lines = (done.stdout + done.stderr).strip().splitlines()
+    return next(line for line in reversed(lines) if line.startswith(mark)).removeprefix(mark)

@@ -79,6 +79,6 @@ def test_ours_is_set_against_the_best_peer_in_each_column() -> None:
     assert lines[2].endswith("| 5.00 |")
     # twice the best rate, and four times the shortest start: there less is better
     assert lines[5] == "| ours / best peer | 2.00x | 2.00x | 4.00x | 1.00x |"
-    assert "Medians of 3 rounds" in notes(rounds)[0]
+    assert "Rounds: 3;" in notes(rounds)[0]
     assert notes(rounds)[1] == "ours: 3 answers ended early."
     assert notes(rounds)[2].endswith("5 % of a core.")
