@@ -14,7 +14,7 @@ import pytest
 from infire.admission import Limits
 from infire.notes import Submit
 from infire.request import SamplingParams, Sequence
-from loadtest.bench.host import Setting, measure
+from loadtest.bench.host_run import Setting, measure
 from loadtest.bench.host_clock import cpu_s, shared_tally
 from loadtest.bench.host_engine import sleeping_engine
 from loadtest.bench.host_load import Load, Outcome, keep_asking, request

@@ -1,4 +1,4 @@
-"""`python -m loadtest.bench.host`: what serving costs the host, in CPU seconds a million tokens.
+"""What serving costs the host, in CPU seconds a million tokens: one run of it.
 
 Edge, front, worker and engine are the real processes, as `fleet up` lays them out; but the runner
 of the engine sleeps, as long as a GPU would compute. Clients are a process of their own, which is
@@ -7,8 +7,6 @@ not counted. Linux only.
 
 from __future__ import annotations
 
-import os
-import resource
 import shlex
 import subprocess
 import sys
@@ -19,24 +17,22 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import anyio
 import msgspec
-import typer
 from anyio.abc import Process
 
 from loadtest.bench.host_clock import Tally, cpu_s, shared_tally
 from loadtest.bench.host_load import Load, Outcome
 from loadtest.bench.host_model import make_model
-from loadtest.bench.host_report import Reading, Run, lines_of, shares
+from loadtest.bench.host_report import Reading, Run, shares
 from routing.children import Children
 from routing.fleetfile import EdgeRow, FleetFile, FleetRow, RegionRow, WorkerRow
 from routing.keys import create_key
 from routing.layout import Ground, lay_out
 
 MODEL, ACCOUNT = "@cf/bench/sleeping", "bench"
-INFIRE_TOKENS_PER_S = 17_224  # at which Infire's CPU was measured: the load, where none is given
 PROMPT = "Tell me all that you know of sleep"  # an id a byte
 READY_S, WARM_S, STOP_S = 60.0, 300.0, 30.0
 _LOOK_S = 0.2
@@ -227,40 +223,3 @@ async def _stop(clients: Process) -> Outcome:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr)
-
-
-def _more_files() -> None:
-    """A thousand streams want more file descriptors than a shell gives by default."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def host(
-    streams: Annotated[list[int] | None, typer.Option(help="At once; once a run.")] = None,
-    step_ms: Annotated[
-        float | None, typer.Option(help="Of a step; else so that Infire's rate is reached.")
-    ] = None,
-    output_tokens: Annotated[int, typer.Option(min=2, help="Of an answer.")] = 256,
-    windows: Annotated[int, typer.Option(min=1, help="Measured one after the other.")] = 3,
-    window_s: Annotated[float, typer.Option(min=0.1, help="Seconds a window.")] = 8.0,
-    api: Annotated[Api, typer.Option(help="Which of both APIs is asked.")] = "native",
-) -> None:
-    """What 200 and 1,000 streams cost worker, front and edge, as a Markdown table."""
-    _more_files()
-    runs = []
-    for num_streams in streams or [200, 1000]:
-        setting = Setting(
-            num_streams=num_streams,
-            step_s=num_streams / INFIRE_TOKENS_PER_S if step_ms is None else step_ms / 1000,
-            output_tokens=output_tokens,
-            api=api,
-            num_windows=windows,
-            window_s=window_s,
-        )
-        environ = dict(os.environ)  # noqa: TID251  this file is a command
-        runs.append(anyio.run(measure, setting, environ))
-    print("\n".join(lines_of(runs)))
-
-
-if __name__ == "__main__":
-    typer.run(host)
