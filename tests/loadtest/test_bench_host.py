@@ -14,12 +14,12 @@ import pytest
 from infire.admission import Limits
 from infire.notes import Submit
 from infire.request import SamplingParams, Sequence
-from loadtest.bench.host_run import Setting, measure
 from loadtest.bench.host_clock import cpu_s, shared_tally
 from loadtest.bench.host_engine import sleeping_engine
 from loadtest.bench.host_load import Load, Outcome, keep_asking, request
 from loadtest.bench.host_model import END_ID, FIRST_WORD, VOCABULARY, make_model
 from loadtest.bench.host_report import Reading, Run, Shares, lines_of, shares
+from loadtest.bench.host_run import Setting, measure
 from origin_gpu.models import read_assets
 
 ENDED = b'data: {"usage":{"completion_tokens":%d,"x":0}}\n\ndata: [DONE]\n\n'
