@@ -1,5 +1,5 @@
 // From logits, or from the best of them, to the next ids of each request of a step. What a row
-// gets depends on its own logits, request and position only; sample.py is the reference.
+// gets depends on its own logits, request and position only; infire/sampler.py is the reference.
 //
 // In this order: logit_bias, repetition penalty, frequency and presence penalties; then the
 // likeliest id (temperature 0), or temperature, top_k, top_p, min_p and a draw. Log probabilities

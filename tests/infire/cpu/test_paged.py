@@ -20,6 +20,7 @@ from infire.kernels.cpu.library import (
     Tape,
     address,
 )
+from infire.kernels.cpu.rope import rope_reference
 from infire.kernels.paged_attention import paged_attention_reference
 from infire.kernels.tiles import Span
 from infire.kv_layout import KVGroup
@@ -195,24 +196,17 @@ def test_rotation_and_writing(size: int, normed: bool, march: str) -> None:
     values = case.qkv.view(len(case.qkv), -1, size)
     q, new_k, new_v = values.split([heads, kv_heads, kv_heads], 1)
 
-    def turned(some: Tensor, weight: Tensor, position: int) -> Tensor:
-        wide = some.double()
-        if normed:
-            wide = wide / (wide.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight.double()
-        low, high = wide.chunk(2, -1)
-        c, s = cos[position].double(), sin[position].double()
-        return torch.cat((low * c - high * s, high * c + low * s), -1)
-
+    at = torch.tensor([position for _, position in case.tokens()])
+    q_weight, k_weight = weights if normed else (None, None)
+    turned_q = rope_reference(q, cos[at], sin[at], q_weight, 1e-6)
+    turned_k = rope_reference(new_k, cos[at], sin[at], k_weight, 1e-6).bfloat16()
     found = tensor(qkv, values.shape[1] * size).view(values.shape)[:, :heads]
     expected_k, expected_v = case.k.clone(), case.v.clone()
+    torch.testing.assert_close(found.double(), turned_q, rtol=2**-8, atol=1e-3)
     for n, (span, position) in enumerate(case.tokens()):
-        torch.testing.assert_close(
-            found[n].double(), turned(q[n], weights[0], position), rtol=2**-8, atol=1e-3
-        )
         block, offset = divmod(position, case.group.block_tokens)
-        at = (case.blocks[span, block], offset)
-        expected_k[at] = turned(new_k[n], weights[1], position).bfloat16()
-        expected_v[at] = new_v[n]
+        cell = (case.blocks[span, block], offset)
+        expected_k[cell], expected_v[cell] = turned_k[n], new_v[n]
     written = torch.from_numpy(k.view(np.int16)).view(torch.bfloat16)
     torch.testing.assert_close(written, expected_k, rtol=2**-7, atol=1e-3)
     assert np.array_equal(v, bits(expected_v))
