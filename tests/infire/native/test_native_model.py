@@ -71,6 +71,7 @@ def test_nor_is_the_default_model(smollm2_folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_its_greedy_ids_are_those_of_transformers_but_for_near_ties(smollm2_folder: Path) -> None:
     """Of transformers in float32; at the first that differs its two likeliest are close."""
     model, exact = loaded_native(smollm2_folder), reference(smollm2_folder)
