@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from ctypes import Structure
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ from infire.native.cache import Cache
 from infire.native.resident import Resident
 from infire.native.sampler import Sampler
 
+_BF16: np.dtype[Any] = np.dtype(np.uint16)
 SPAN = np.dtype([("first", "i8"), ("start", "i8"), ("length", "i8"), ("slot", "i8")])
 _PAD = 32  # columns: rows begin at a multiple of 64 bytes, and vectors may reach past the last one
 
@@ -63,9 +65,9 @@ class StepArrays:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Buffer:
-    """Rows of bf16 activations, and how wide they are with their padding."""
+    """Rows of activations, and how wide they are with their padding."""
 
-    rows: NDArray[np.uint16]
+    rows: NDArray[np.uint16] | NDArray[np.float32]
 
     @property
     def at(self) -> int | None:
@@ -89,19 +91,21 @@ class Program:
         sampler: Sampler,
         *,
         max_tokens: int,
+        inputs: np.dtype[Any],
     ) -> None:
+        """`inputs`: what the kernels want products to read."""
         self._config, self._weights, self._cache = config, weights, cache
         self._tables, self._step, self._sampler = tables, step, sampler
         self._cos, self._sin = _rotations(config, max_tokens)
         rows = len(step.token_ids)
         heads = config.num_heads + 2 * config.num_kv_heads
         self._x = _buffer(rows, config.hidden_size)
-        self._normed = _buffer(rows, config.hidden_size)
+        self._normed = _buffer(rows, config.hidden_size, inputs)
         self._delta = _buffer(rows, config.hidden_size)
         self._qkv = _buffer(rows, heads * config.head_dim)
-        self._mixed = _buffer(rows, config.num_heads * config.head_dim)
+        self._mixed = _buffer(rows, config.num_heads * config.head_dim, inputs)
         self._gate_up = _buffer(rows, 2 * config.intermediate_size)
-        self._inner = _buffer(rows, config.intermediate_size)
+        self._inner = _buffer(rows, config.intermediate_size, inputs)
         forward = list(self._forward())
         #: without the head: for steps in which nothing is sampled
         self.forward = Tape(forward)
@@ -234,8 +238,8 @@ class Program:
         return self._weights.matrix(name)
 
 
-def _buffer(rows: int, width: int) -> _Buffer:
-    return _Buffer(rows=aligned(rows, -(-width // _PAD) * _PAD, dtype=np.uint16))
+def _buffer(rows: int, width: int, dtype: np.dtype[Any] = _BF16) -> _Buffer:
+    return _Buffer(rows=aligned(rows, -(-width // _PAD) * _PAD, dtype=dtype))
 
 
 def _rotations(

@@ -65,6 +65,7 @@ class NativeRunner:
             self._step,
             self._sampler,
             max_tokens=max_tokens,
+            inputs=library.input_dtype,
         )
 
     def run(self, plan: StepPlan) -> list[RowResult]:

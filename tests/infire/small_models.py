@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    DynamicCache,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -93,13 +94,11 @@ def reference(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMod
 @torch.inference_mode()
 def greedy(model: PreTrainedModel, prompt: list[int], max_tokens: int) -> list[int]:
     """The likeliest ids after `prompt`, computed with transformers' own cache."""
-    output = model(torch.tensor([prompt], device=model.device), use_cache=True)
-    ids = [int(output.logits[0, -1].argmax())]
+    cache = DynamicCache(config=model.config)
+    ids: list[int] = []
+    new = prompt
     while len(ids) < max_tokens:
-        output = model(
-            torch.tensor([ids[-1:]], device=model.device),
-            past_key_values=output.past_key_values,
-            use_cache=True,
-        )
-        ids.append(int(output.logits[0, -1].argmax()))
+        output = model(torch.tensor([new], device=model.device), cache=cache, use_cache=True)
+        new = [int(output.logits[0, -1].argmax())]
+        ids += new
     return ids

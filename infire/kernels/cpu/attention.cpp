@@ -24,8 +24,8 @@ namespace {
 // Rows of an item: query heads that share a KV head, of successive tokens. Packing a chunk costs
 // as much as its products for 8 rows.
 constexpr int64_t ITEM_ROWS = 192;
-constexpr int64_t MAX_WORDS = MAX_HEAD_DIM / 2;
-constexpr int64_t PAIRS = CHUNK / 2;
+constexpr int64_t MAX_ELEMENTS = MAX_HEAD_DIM / 2 * PAIR_ELEMENTS;
+constexpr int64_t CHUNK_ELEMENTS = CHUNK / 2 * PAIR_ELEMENTS;
 constexpr double LOG2_E = 1.4426950408889634;
 
 alignas(64) constexpr bf16 NOTHING[MAX_HEAD_DIM] = {};
@@ -39,9 +39,9 @@ struct Chunk {
 };
 
 struct Scratch {
-  alignas(64) uint32_t keys[MAX_WORDS * CHUNK];
-  uint32_t values[PAIRS * MAX_HEAD_DIM];
-  uint32_t queries[ITEM_ROWS * MAX_WORDS];
+  alignas(64) Element keys[MAX_ELEMENTS * CHUNK];
+  Element values[CHUNK_ELEMENTS * MAX_HEAD_DIM];
+  Element queries[ITEM_ROWS * MAX_ELEMENTS];
   float mixed[ITEM_ROWS * MAX_HEAD_DIM];  // running sums of values, by weight
   float totals[ITEM_ROWS][LANES];         // running sums of weights, lane by lane
   float tops[ITEM_ROWS + LANES];          // the score that both are relative to
@@ -49,7 +49,7 @@ struct Scratch {
   Chunk chunks[2];
   // Of the rows at hand, in one chunk:
   float scores[TILE_ROWS * CHUNK];
-  bf16 weights[TILE_ROWS * CHUNK];
+  Input weights[TILE_ROWS * CHUNK];
   float chunk_mixed[TILE_ROWS * MAX_HEAD_DIM];
   float chunk_totals[TILE_ROWS][LANES];
   float chunk_tops[LANES];
@@ -139,7 +139,9 @@ class Attention {
         s_(scratch),
         group_(args.num_heads / args.num_kv_heads),
         size_(args.head_dim),
-        columns_(up_to(LANES, args.head_dim)) {}
+        elements_(args.head_dim / 2 * PAIR_ELEMENTS),
+        columns_(up_to(LANES, args.head_dim)),
+        direct_(!INFIRE_AVX512 && item.num_rows <= TILE_ROWS && args.head_dim % LANES == 0) {}
 
   // `next`: what is likely computed after it, whose first keys are fetched ahead; or null.
   void run(const Item* next) {
@@ -153,7 +155,10 @@ class Attention {
         locate(args_, *next, first_chunk(*next), *ahead);
       else
         ahead->range = {};
-      pack(*chunk, *ahead);
+      if (direct_)
+        fetch(*ahead);
+      else
+        pack(*chunk, *ahead);
       for (int64_t row = 0; row < item_.num_rows; row += TILE_ROWS)
         add_chunk(*chunk, row, std::min<int64_t>(TILE_ROWS, item_.num_rows - row));
     }
@@ -169,8 +174,7 @@ class Attention {
   void begin() {
     for (int64_t row = 0; row < item_.num_rows; row++) {
       const bf16* query = args_.qkv + (item_.span->first + token(row)) * args_.ld_qkv;
-      std::memcpy(s_.queries + row * size_ / 2, query + query_head(row) * size_,
-                  size_ * sizeof(bf16));
+      pack_query(query + query_head(row) * size_, size_, s_.queries + row * elements_);
       const int64_t position = item_.span->start + token(row);
       s_.oldest[row] = first_visible(*args_.tables, position);
       s_.newest[row] = position;
@@ -183,13 +187,14 @@ class Attention {
   // Lays out the keys and values of a chunk, and fetches those of another.
   void pack(const Chunk& chunk, const Chunk& ahead) {
     for (int64_t n = 0; n < CHUNK; n += LANES) {
-      if (inside(chunk, n)) pack_keys(chunk.keys + n, size_ / 2, s_.keys + n);
+      if (inside(chunk, n)) pack_keys(chunk.keys + n, size_ / 2, s_.keys + n, CHUNK);
       if (inside(ahead, n))
         for (int64_t i = n; i < n + LANES; i++) prefetch_row(ahead.keys[i], size_);
     }
     for (int64_t n = 0; n < CHUNK; n += 2) {
       if (inside(chunk, n))
-        pack_values(chunk.values[n], chunk.values[n + 1], size_, s_.values + n / 2 * columns_);
+        pack_values(chunk.values[n], chunk.values[n + 1], size_, columns_,
+                    s_.values + n / 2 * PAIR_ELEMENTS * columns_);
       if (inside(ahead, n))
         for (int64_t i = n; i < n + 2; i++) prefetch_row(ahead.values[i], size_);
     }
@@ -205,31 +210,89 @@ class Attention {
                      std::min<int64_t>(s_.newest[row + count - 1] + 1 - chunk.at, CHUNK)};
     if (seen.begin >= seen.end) return;
     const int64_t first = seen.first_vector(), vectors = seen.end_vector() - first;
-    multiply({.a = s_.queries + row * size_ / 2,
-              .lda = size_ / 2,
-              .b = s_.keys + first * LANES,
-              .ldb = CHUNK,
-              .num_pairs = size_ / 2,
-              .c = s_.scores + first * LANES,
-              .ldc = CHUNK},
-             count, vectors);
+    if (direct_)
+      score_directly(chunk, count, first, vectors);
+    else
+      multiply({.a = s_.queries + row * elements_,
+                .lda = elements_,
+                .b = s_.keys + first * LANES,
+                .ldb = CHUNK,
+                .num_elements = elements_,
+                .c = s_.scores + first * LANES,
+                .ldc = CHUNK},
+               count, vectors);
     const float scale = static_cast<float>(args_.scale * LOG2_E);
     for (int64_t n = 0; n < count; n++) {
       const Range own{s_.oldest[row + n] - chunk.at, s_.newest[row + n] + 1 - chunk.at};
       float* scores = s_.scores + n * CHUNK;
       s_.chunk_tops[n] = hide_and_find_top(scores, seen, own) * scale;
-      bf16* weights = s_.weights + n * CHUNK;
+      Input* weights = s_.weights + n * CHUNK;
       store(s_.chunk_totals[n], weigh(scores, seen, scale, s_.chunk_tops[n], weights));
     }
-    multiply({.a = reinterpret_cast<const uint32_t*>(s_.weights) + first * LANES / 2,
-              .lda = PAIRS,
-              .b = s_.values + first * LANES / 2 * columns_,
+    if (direct_)
+      mix_directly(chunk, count, first, vectors);
+    else
+      mix(count, first, vectors);
+    merge(row, count);
+  }
+
+  // The values by the weights, of `vectors` vectors of keys from `first` on.
+  void mix(int64_t count, int64_t first, int64_t vectors) {
+    const int64_t before = first * LANES / 2 * PAIR_ELEMENTS;
+    multiply({.a = reinterpret_cast<const Element*>(s_.weights) + before,
+              .lda = CHUNK_ELEMENTS,
+              .b = s_.values + before * columns_,
               .ldb = columns_,
-              .num_pairs = vectors * LANES / 2,
+              .num_elements = vectors * LANES / 2 * PAIR_ELEMENTS,
               .c = s_.chunk_mixed,
               .ldc = columns_},
              count, columns_ / LANES);
-    merge(row, count);
+  }
+
+#if INFIRE_AVX512
+  void score_directly(const Chunk&, int64_t, int64_t, int64_t) {}
+  void mix_directly(const Chunk&, int64_t, int64_t, int64_t) {}
+#else
+  // As the product with packed keys, of a few keys at a time, which stay in the L1 cache.
+  void score_directly(const Chunk& chunk, int64_t count, int64_t first, int64_t vectors) {
+    constexpr int64_t together = 2, ld = together * LANES;
+    for (int64_t v = first; v < first + vectors; v += together) {
+      const int64_t width = std::min(together, first + vectors - v);
+      for (int64_t n = 0; n < width; n++)
+        pack_keys(chunk.keys + (v + n) * LANES, size_ / 2, s_.keys + n * LANES, ld);
+      multiply({.a = s_.queries,
+                .lda = elements_,
+                .b = s_.keys,
+                .ldb = ld,
+                .num_elements = elements_,
+                .c = s_.scores + v * LANES,
+                .ldc = CHUNK},
+               count, width);
+    }
+  }
+
+  // As `mix`, of values where they lie.
+  void mix_directly(const Chunk& chunk, int64_t count, int64_t first, int64_t vectors) {
+    const float* weights = s_.weights + first * LANES;
+    const bf16* const* values = chunk.values + first * LANES;
+    const int64_t keys = vectors * LANES, columns = columns_ / LANES;
+    switch (count) {
+      case 1: return multiply_rows_at<1>(weights, CHUNK, values, keys, columns, s_.chunk_mixed, columns_);
+      case 2: return multiply_rows_at<2>(weights, CHUNK, values, keys, columns, s_.chunk_mixed, columns_);
+      case 3: return multiply_rows_at<3>(weights, CHUNK, values, keys, columns, s_.chunk_mixed, columns_);
+      case 4: return multiply_rows_at<4>(weights, CHUNK, values, keys, columns, s_.chunk_mixed, columns_);
+      case 5: return multiply_rows_at<5>(weights, CHUNK, values, keys, columns, s_.chunk_mixed, columns_);
+      default: return multiply_rows_at<6>(weights, CHUNK, values, keys, columns, s_.chunk_mixed, columns_);
+    }
+  }
+#endif
+
+  // Fetches the keys and values of a chunk.
+  void fetch(const Chunk& ahead) {
+    for (int64_t n = ahead.range.begin; n < ahead.range.end; n++) {
+      prefetch_row(ahead.keys[n], size_);
+      prefetch_row(ahead.values[n], size_);
+    }
   }
 
   // Adds what add_chunk found to the running sums.
@@ -248,15 +311,15 @@ class Attention {
 
   void finish() {
     for (int64_t row = 0; row < item_.num_rows; row++) {
-      bf16* out = args_.out + (item_.span->first + token(row)) * args_.ld_out +
-                  query_head(row) * size_;
+      Input* out = args_.out + (item_.span->first + token(row)) * args_.ld_out +
+                   query_head(row) * size_;
       const F share = splat(1.0f / sum(load(s_.totals[row])));
       const float* mixed = s_.mixed + row * columns_;
-      bf16 rounded[MAX_HEAD_DIM];
+      Input rounded[MAX_HEAD_DIM];
       // + 0: a sum of nothing but zeros is +0 however many of them were added.
       for (int64_t i = 0; i < size_; i += LANES)
-        store_bf16(rounded + i, fma(load(mixed + i), share, F{}));
-      std::memcpy(out, rounded, size_ * sizeof(bf16));
+        store_input(rounded + i, fma(load(mixed + i), share, F{}));
+      std::memcpy(out, rounded, size_ * sizeof(Input));
     }
   }
 
@@ -265,7 +328,9 @@ class Attention {
   Scratch& s_;
   int64_t group_;    // query heads that share a KV head
   int64_t size_;     // D
+  int64_t elements_;  // of a query
   int64_t columns_;  // D, rounded up to whole vectors
+  bool direct_;      // few rows: what is packed would be read once
 };
 
 }  // namespace

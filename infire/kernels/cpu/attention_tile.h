@@ -1,47 +1,67 @@
 // Products of a few rows with a packed matrix: the inner loop of attention. Knows no attention.
 //
-// Pairs of bf16 are words. A is (rows, pairs) words, B is (pairs, columns) words, C is (rows,
-// columns) floats: C[r][c] is the chain of dot2 over the pairs in order, so an element of C is the
-// same bits whatever rows and columns are computed beside it.
+// A is (rows, k) elements, B is (k, columns) elements, C is (rows, columns) floats: C[r][c] is one
+// chain over k in order, so an element of C is the same bits whatever rows and columns are computed
+// beside it. An element is a pair of bf16, or a float where the machine does not multiply pairs.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <type_traits>
 #include <utility>
 
 #include "simd.h"
 
 namespace infire {
 
-// A tile's sums fill the registers: 24 of 32, or 8 halves of 16 where vectors have 8 floats.
-constexpr int TILE_ROWS = INFIRE_AVX512 ? 6 : 2;
-constexpr int TILE_VECTORS = INFIRE_AVX512 ? 4 : 2;
+#if INFIRE_AVX512
+using Element = uint32_t;
+constexpr int PAIR_ELEMENTS = 1;
+#else
+using Element = float;
+constexpr int PAIR_ELEMENTS = 2;  // inputs of a pair
+#endif
+
+// A tile's sums fill the registers: 24 of 32, or 6 of which each takes two of 16 or four of 32.
+constexpr int TILE_ROWS = 6;
+constexpr int tile_vectors(int rows) { return INFIRE_AVX512 ? 4 : rows <= 3 ? 2 : 1; }
 
 struct Product {
-  const uint32_t* a;
+  const Element* a;
   int64_t lda;
-  const uint32_t* b;
+  const Element* b;
   int64_t ldb;
-  int64_t num_pairs;
+  int64_t num_elements;  // k
   float* c;
   int64_t ldc;
 };
 
+ALWAYS_INLINE U load_column(const uint32_t* at) { return load_words(at); }
+ALWAYS_INLINE F load_column(const float* at) { return load(at); }
+
+ALWAYS_INLINE F add_element(F sum, U column, const uint32_t* row) {
+  return dot2(sum, splat_word(static_cast<const void*>(row)), column);
+}
+
+ALWAYS_INLINE F add_element(F sum, F column, const float* row) {
+  return fma(column, splat(*row), sum);
+}
+
 template <int ROWS, int VECTORS>
 inline void multiply_tile(const Product& product) {
-  const uint32_t* a = product.a;
-  const uint32_t* b = product.b;
+  using Column = std::conditional_t<INFIRE_AVX512, U, F>;
+  const Element* a = product.a;
+  const Element* b = product.b;
   const int64_t lda = product.lda, ldb = product.ldb;
   F sums[ROWS][VECTORS] = {};
-  for (int64_t pair = 0; pair < product.num_pairs; pair++, a++, b += ldb) {
-    U columns[VECTORS];
+  for (int64_t n = 0; n < product.num_elements; n++, a++, b += ldb) {
+    Column columns[VECTORS];
 #pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; v++) columns[v] = load_words(b + v * LANES);
+    for (int v = 0; v < VECTORS; v++) columns[v] = load_column(b + v * LANES);
 #pragma GCC unroll 6
-    for (int r = 0; r < ROWS; r++) {
-      const U row = splat_word(static_cast<const void*>(a + r * lda));
+    for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 4
-      for (int v = 0; v < VECTORS; v++) sums[r][v] = dot2(sums[r][v], row, columns[v]);
-    }
+      for (int v = 0; v < VECTORS; v++) sums[r][v] = add_element(sums[r][v], columns[v], a + r * lda);
   }
 #pragma GCC unroll 6
   for (int r = 0; r < ROWS; r++)
@@ -51,21 +71,67 @@ inline void multiply_tile(const Product& product) {
 
 using Multiply = void (*)(const Product&);
 
-template <std::size_t... SHAPES>
-constexpr auto multiplies(std::index_sequence<SHAPES...>) {
-  return std::array<Multiply, sizeof...(SHAPES)>{
-      multiply_tile<SHAPES / TILE_VECTORS + 1, SHAPES % TILE_VECTORS + 1>...};
+// Of 1 .. tile_vectors(ROWS) vectors.
+template <int ROWS, std::size_t... VECTORS>
+constexpr auto multiplies(std::index_sequence<VECTORS...>) {
+  return std::array<Multiply, sizeof...(VECTORS)>{multiply_tile<ROWS, VECTORS + 1>...};
+}
+
+// C of ROWS rows and `num_vectors` * 16 columns.
+template <int ROWS>
+inline void multiply_rows(Product product, int64_t num_vectors) {
+  constexpr int most = tile_vectors(ROWS);
+  static constexpr auto shapes = multiplies<ROWS>(std::make_index_sequence<most>{});
+  for (; num_vectors > 0; num_vectors -= most) {
+    const int64_t width = std::min<int64_t>(num_vectors, most);
+    shapes[width - 1](product);
+    product.b += width * LANES;
+    product.c += width * LANES;
+  }
+}
+
+// As multiply_tile, of B's rows where they lie, as bf16; VECTORS * 16 columns from `first` on.
+template <int ROWS, int VECTORS>
+inline void multiply_rows_at(const float* a, int64_t lda, const bf16* const* b, int64_t num_rows,
+                             int64_t first, float* c, int64_t ldc) {
+  F sums[ROWS][VECTORS] = {};
+  for (int64_t n = 0; n < num_rows; n++) {
+    F columns[VECTORS];
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; v++) columns[v] = load_bf16(b[n] + first + v * LANES);
+#pragma GCC unroll 6
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; v++)
+        sums[r][v] = add_element(sums[r][v], columns[v], a + r * lda + n);
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; v++) store(c + r * ldc + first + v * LANES, sums[r][v]);
+}
+
+// All of `num_vectors` * 16 columns.
+template <int ROWS>
+inline void multiply_rows_at(const float* a, int64_t lda, const bf16* const* b, int64_t num_rows,
+                             int64_t num_vectors, float* c, int64_t ldc) {
+  constexpr int most = ROWS <= 3 ? 2 : 1;
+  int64_t v = 0;
+  for (; v + most <= num_vectors; v += most)
+    multiply_rows_at<ROWS, most>(a, lda, b, num_rows, v * LANES, c, ldc);
+  for (; v < num_vectors; v++)
+    multiply_rows_at<ROWS, 1>(a, lda, b, num_rows, v * LANES, c, ldc);
 }
 
 // C of `num_rows` <= TILE_ROWS rows and `num_vectors` * 16 columns.
-inline void multiply(Product product, int num_rows, int64_t num_vectors) {
-  static constexpr auto shapes =
-      multiplies(std::make_index_sequence<TILE_ROWS * TILE_VECTORS>{});
-  for (; num_vectors > 0; num_vectors -= TILE_VECTORS) {
-    const int width = num_vectors < TILE_VECTORS ? num_vectors : TILE_VECTORS;
-    shapes[(num_rows - 1) * TILE_VECTORS + width - 1](product);
-    product.b += width * LANES;
-    product.c += width * LANES;
+inline void multiply(const Product& product, int num_rows, int64_t num_vectors) {
+  switch (num_rows) {
+    case 1: return multiply_rows<1>(product, num_vectors);
+    case 2: return multiply_rows<2>(product, num_vectors);
+    case 3: return multiply_rows<3>(product, num_vectors);
+    case 4: return multiply_rows<4>(product, num_vectors);
+    case 5: return multiply_rows<5>(product, num_vectors);
+    default: return multiply_rows<TILE_ROWS>(product, num_vectors);
   }
 }
 

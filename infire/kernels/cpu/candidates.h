@@ -9,16 +9,12 @@
 
 #include "simd.h"
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
 namespace infire {
 
 constexpr int64_t MOST_CANDIDATES = 64;  // that may be asked for
 
 // A logit as the sampler takes it: as torch.nan_to_num, NaN being the lowest number there is.
-inline float clean(float logit) {
+ALWAYS_INLINE float clean(float logit) {
   constexpr float most = std::numeric_limits<float>::max();
   if (!(logit >= -most)) return -most;
   return logit > most ? most : logit;
@@ -26,30 +22,26 @@ inline float clean(float logit) {
 
 // A logit and its id in one integer: the larger it is, the likelier the id, and of equal logits
 // the lowest id is first. No two of a row are equal, and none is 0.
-inline uint64_t rank_of(float logit, int32_t id) {
+ALWAYS_INLINE uint64_t rank_of(float logit, int32_t id) {
   const uint32_t word = bits<uint32_t>(clean(logit) + 0.0f);  // + 0: there is one zero
   const uint32_t ordered = word >> 31 ? ~word : word | 0x80000000u;
   return uint64_t{ordered} << 32 | static_cast<uint32_t>(~id);
 }
 
-inline int32_t id_of(uint64_t rank) { return static_cast<int32_t>(~static_cast<uint32_t>(rank)); }
+ALWAYS_INLINE int32_t id_of(uint64_t rank) { return static_cast<int32_t>(~static_cast<uint32_t>(rank)); }
 
-inline float logit_of(uint64_t rank) {
+ALWAYS_INLINE float logit_of(uint64_t rank) {
   const uint32_t ordered = static_cast<uint32_t>(rank >> 32);
   return bits<float>(ordered >> 31 ? ordered & 0x7fffffffu : ~ordered);
 }
 
 // Bit i: a[i] >= b[i], or one of them is NaN.
-inline uint32_t not_below(F a, F b) {
-#if defined(__AVX512F__)
+ALWAYS_INLINE uint32_t not_below(F a, F b) {
+#if INFIRE_AVX512
   return _mm512_cmp_ps_mask(bits<__m512>(a), bits<__m512>(b), _CMP_NLT_UQ);
 #elif defined(__AVX2__)
-  struct Halves {
-    __m256 low, high;
-  };
-  const auto left = bits<Halves>(a), right = bits<Halves>(b);
-  const int low = _mm256_movemask_ps(_mm256_cmp_ps(left.low, right.low, _CMP_NLT_UQ));
-  const int high = _mm256_movemask_ps(_mm256_cmp_ps(left.high, right.high, _CMP_NLT_UQ));
+  const int low = _mm256_movemask_ps(_mm256_cmp_ps(a.part[0], b.part[0], _CMP_NLT_UQ));
+  const int high = _mm256_movemask_ps(_mm256_cmp_ps(a.part[1], b.part[1], _CMP_NLT_UQ));
   return static_cast<uint32_t>(low | high << 8);
 #else
   const I lanes = below(a, b);
@@ -69,14 +61,14 @@ struct alignas(64) Candidates {
   uint64_t ranks[128];    // in no order; the `limit` largest of all that were given among them
 };
 
-inline void reset(Candidates& some, int64_t limit) {
+ALWAYS_INLINE void reset(Candidates& some, int64_t limit) {
   some.limit = limit;
   some.count = 0;
   some.worst = 0;
   some.threshold = -INFINITY;
 }
 
-inline void keep_best(Candidates& some) {
+ALWAYS_INLINE void keep_best(Candidates& some) {
   uint64_t* last = some.ranks + some.limit - 1;
   std::nth_element(some.ranks, last, some.ranks + some.count, std::greater<uint64_t>());
   some.count = some.limit;
@@ -87,7 +79,7 @@ inline void keep_best(Candidates& some) {
 }
 
 // Looks at `num` logits of the ids from `first_id` on, in any order of tiles.
-inline void collect(Candidates& some, int32_t first_id, const float* logits, int64_t num) {
+ALWAYS_INLINE void collect(Candidates& some, int32_t first_id, const float* logits, int64_t num) {
   constexpr int64_t room = 128 - LANES;
   for (int64_t n = 0; n < num; n += LANES) {
     const int64_t length = std::min<int64_t>(LANES, num - n);

@@ -15,12 +15,6 @@
 
 namespace infire {
 
-typedef float Eight __attribute__((vector_size(32)));
-typedef double D __attribute__((vector_size(64)));  // 8 doubles
-struct Halves {
-  Eight low, high;
-};
-
 constexpr float LOWEST = -std::numeric_limits<float>::max();
 constexpr int64_t BLOCK = 1024;        // ids of which only the sum is kept
 constexpr int64_t MOST_IDS = SCRATCH_BYTES / sizeof(float);
@@ -57,7 +51,7 @@ inline double uniform(uint64_t seed, int64_t index) {
 // --- passes over a row -------------------------------------------------------------------------
 
 // Up to 16 logits; past the end -inf, which has the weight 0.
-inline F load_some(const float* at, int64_t num) {
+ALWAYS_INLINE F load_some(const float* at, int64_t num) {
   if (num >= LANES) return load(at);
   float some[LANES];
   for (int i = 0; i < LANES; i++) some[i] = i < num ? at[i] : -INFINITY;
@@ -93,20 +87,21 @@ inline int32_t first_of(const float* logits, int64_t num, float top) {
 }
 
 // Of 16 logits: divided last, so that a low temperature makes no infinity of the largest.
-inline F weights_of(F logits, float top, float temperature) {
+ALWAYS_INLINE F weights_of(F logits, float top, float temperature) {
   return exponential((logits - splat(top)) / splat(temperature));
 }
 
 inline double sum_weights(const float* logits, int64_t num, float top, float temperature) {
-  D sums{};
+  constexpr int half = LANES / 2;
+  double sums[half] = {};
   for (int64_t n = 0; n < num; n += LANES) {
-    const F some = weights_of(load_some(logits + n, num - n), top, temperature);
-    const auto halves = bits<Halves>(some);
-    sums += __builtin_convertvector(halves.low, D);
-    sums += __builtin_convertvector(halves.high, D);
+    float some[LANES];
+    store(some, weights_of(load_some(logits + n, num - n), top, temperature));
+    for (int i = 0; i < half; i++) sums[i] += some[i];
+    for (int i = 0; i < half; i++) sums[i] += some[half + i];
   }
   double total = 0;
-  for (int i = 0; i < 8; i++) total += sums[i];
+  for (const double sum : sums) total += sum;
   return total;
 }
 

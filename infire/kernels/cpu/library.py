@@ -230,6 +230,7 @@ class Library:
         dll.infire_run.argtypes = [c_void_p, POINTER(_Entry), c_int64, c_int64, c_void_p]
         dll.infire_run.restype = None
         dll.infire_instructions.restype = ctypes.c_char_p
+        dll.infire_input_bytes.restype = c_int64
         self.num_threads = num_threads
         self._pool = dll.infire_new_pool(num_threads)
 
@@ -238,6 +239,11 @@ class Library:
         """What the kernels were compiled for: avx512_bf16, avx2, neon or portable."""
         name: bytes = self._dll.infire_instructions()
         return name.decode()
+
+    @property
+    def input_dtype(self) -> np.dtype[Any]:
+        """Of activations that products read: the bits of bfloat16, or float32 rounded to it."""
+        return np.dtype(np.uint16 if self._dll.infire_input_bytes() == 2 else np.float32)
 
     def run(self, tape: Tape, *, num_threads: int | None = None, timed: bool = False) -> None:
         """One pass, on all threads or the first few. Waits for its end; other threads may go on."""

@@ -22,19 +22,17 @@ void norm(const NormArgs& args, Worker& worker) {
       for (int64_t n = 0; n < padded; n += LANES) {
         F value = load_bf16(x + n);
         if (delta) {
-          bf16 rounded[LANES];
-          store_bf16(rounded, value + load_bf16(delta + n));
-          value = load_bf16(rounded);
-          if (args.keep) std::memcpy(x + n, rounded, sizeof(rounded));
+          value = rounded(value + load_bf16(delta + n));
+          if (args.keep) store_low_halves(x + n, bits<U>(value) >> 16);
         }
         store(sums + n, value);
         squares = fma(value, value, squares);
       }
       const float mean = sum(squares) / static_cast<float>(args.size);
       const F scale = splat(1.0f / std::sqrt(mean + static_cast<float>(args.eps)));
-      bf16* out = args.out + row * args.ld_out;
+      Input* out = args.out + row * args.ld_out;
       for (int64_t n = 0; n < padded; n += LANES)
-        store_bf16(out + n, load(sums + n) * scale * load_bf16(args.weight + n));
+        store_input(out + n, load(sums + n) * scale * load_bf16(args.weight + n));
     }
   }
 }

@@ -39,6 +39,9 @@ EXPORTED void infire_run(void* pool, const infire::Entry* entries, int64_t num_e
                                         nanoseconds);
 }
 
+// The size of an Input.
+EXPORTED int64_t infire_input_bytes() { return sizeof(infire::Input); }
+
 // Which of the ways to compute this library was compiled for.
 EXPORTED const char* infire_instructions() {
 #if INFIRE_AVX512

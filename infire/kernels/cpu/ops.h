@@ -2,8 +2,9 @@
 // mirror of these in library.py cannot differ by padding. Knows no computation.
 //
 // Letters: T tokens in the step, R sampled positions, S spans (rows of the plan), H query heads,
-// K KV heads, D head size, N blocks, P tokens a block, V vocabulary. Activations are bf16, row by
-// row, `ld*` elements from one row to the next; columns past the width are 0.
+// K KV heads, D head size, N blocks, P tokens a block, V vocabulary. Activations are bf16, or
+// Inputs where a product reads them; row by row, `ld*` elements from one row to the next; columns
+// past the width are 0.
 #pragma once
 
 #include "pool.h"
@@ -76,7 +77,7 @@ struct NormArgs {
   const bf16* weight;
   double eps;
   int64_t size;
-  bf16* out;
+  Input* out;
   int64_t ld_out;
   int64_t keep;  // 1: the sum is written back to x
 };
@@ -86,7 +87,7 @@ struct LinearArgs {
   const int64_t* num_rows;
   const Matrix* weight;
   const bf16* bias;  // (16 * num_strips,); null: none
-  const bf16* x;
+  const Input* x;
   int64_t ld_x;
   bf16* y;
   int64_t ld_y;
@@ -98,7 +99,7 @@ struct SiluArgs {
   const bf16* x;
   int64_t ld_x;
   int64_t size;  // of gate
-  bf16* out;
+  Input* out;
   int64_t ld_out;
 };
 
@@ -135,7 +136,7 @@ struct AttentionArgs {
   const bf16* k;  // (N, P, K, D)
   const bf16* v;
   double scale;  // above 0
-  bf16* out;     // (T, H * D)
+  Input* out;    // (T, H * D)
   int64_t ld_out;
 };
 
@@ -145,7 +146,7 @@ struct Candidates;
 struct HeadArgs {
   const int64_t* num_rows;  // R
   const Matrix* weight;
-  const bf16* x;  // (R, hidden)
+  const Input* x;  // (R, hidden)
   int64_t ld_x;
   int64_t vocabulary;      // V
   const int64_t* limits;   // (R,)

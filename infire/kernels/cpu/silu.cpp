@@ -4,6 +4,8 @@
 
 namespace infire {
 
+ALWAYS_INLINE F gated(F gate, F up) { return gate / (splat(1.0f) + exponential(-gate)) * up; }
+
 void silu(const SiluArgs& args, Worker& worker) {
   constexpr int64_t part = 512;  // columns
   const int64_t parts = (args.size + part - 1) / part;
@@ -11,18 +13,18 @@ void silu(const SiluArgs& args, Worker& worker) {
     const int64_t row = share.item / parts, begin = share.item % parts * part;
     const bf16* gate = args.x + row * args.ld_x;
     const bf16* up = gate + args.size;
-    bf16* out = args.out + row * args.ld_out;
+    Input* out = args.out + row * args.ld_out;
     const int64_t end = begin + part < args.size ? begin + part : args.size;
     int64_t n = begin;
-    const auto gated = [](F g, F u) { return g / (splat(1.0f) + exponential(-g)) * u; };
     for (; n + LANES <= end; n += LANES)
-      store_bf16(out + n, gated(load_bf16(gate + n), load_bf16(up + n)));
+      store_input(out + n, gated(load_bf16(gate + n), load_bf16(up + n)));
     if (n < end) {
-      bf16 tail[3][LANES] = {};
+      bf16 tail[2][LANES] = {};
+      Input last[LANES];
       std::memcpy(tail[0], gate + n, (end - n) * sizeof(bf16));
       std::memcpy(tail[1], up + n, (end - n) * sizeof(bf16));
-      store_bf16(tail[2], gated(load_bf16(tail[0]), load_bf16(tail[1])));
-      std::memcpy(out + n, tail[2], (end - n) * sizeof(bf16));
+      store_input(last, gated(load_bf16(tail[0]), load_bf16(tail[1])));
+      std::memcpy(out + n, last, (end - n) * sizeof(Input));
     }
   }
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,8 +38,32 @@ def rows(tensor: Tensor) -> NDArray[np.uint16]:
     return padded
 
 
-def tensor(of: NDArray[np.uint16], width: int) -> Tensor:
-    return torch.from_numpy(of.view(np.int16).copy()).view(torch.bfloat16)[:, :width]
+def tensor(of: NDArray[Any], width: int) -> Tensor:
+    """(T, width) bfloat16, of its bits or of floats that are rounded to it already."""
+    if of.dtype == np.uint16:
+        return torch.from_numpy(of.view(np.int16).copy()).view(torch.bfloat16)[:, :width]
+    floats = torch.from_numpy(of.copy())[:, :width]
+    rounded = floats.bfloat16()
+    assert torch.equal(rounded.float().nan_to_num(7.0), floats.nan_to_num(7.0))
+    return rounded
+
+
+def inputs(march: str, tensor: Tensor) -> NDArray[Any]:
+    """(T, width) bfloat16 as products of this build read it, padded as `rows`."""
+    if library(march).input_dtype == np.uint16:
+        return rows(tensor)
+    return widened(rows(tensor))
+
+
+def no_inputs(march: str, count: int, width: int) -> NDArray[Any]:
+    """Zeros, where a kernel writes what a product will read."""
+    return aligned(count, -(-width // 32) * 32, dtype=library(march).input_dtype)
+
+
+def widened(of: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """The floats of bfloat16's bits."""
+    wide: NDArray[np.float32] = (of.astype(np.uint32) << 16).view(np.float32)
+    return wide
 
 
 def number(value: int) -> NDArray[np.int64]:

@@ -25,7 +25,17 @@ from infire.kernels.cpu.library import (
 from infire.kernels.cpu.linear import head_reference, linear_reference
 from infire.kernels.cpu.norm import norm_reference
 from infire.kernels.cpu.silu import silu_reference
-from tests.infire.cpu.kernels import MARCHES, Packed, bits, library, number, rows, tensor
+from tests.infire.cpu.kernels import (
+    MARCHES,
+    Packed,
+    bits,
+    inputs,
+    library,
+    no_inputs,
+    number,
+    rows,
+    tensor,
+)
 
 SHAPES = [(1, 1), (16, 8), (17, 9), (100, 63), (960, 576), (33, 2100)]  # (outputs, inputs)
 ROWS = (1, 2, 3, 4, 5, 7, 12, 13, 32, 33, 100)
@@ -49,15 +59,15 @@ def run(march: str, kind: Kind, args: Structure, threads: int = 2) -> None:
 
 
 def product(march: str, packed: Packed, x: Tensor, size: int, bias: Tensor | None = None) -> Tensor:
-    inputs, count = rows(x), number(len(x))
+    read, count = inputs(march, x), number(len(x))
     y = aligned(len(x), -(-size // 32) * 32, dtype=np.uint16)
     padded = rows(bias[None]) if bias is not None else None
     args = LinearArgs(
         num_rows=address(count),
         weight=address(packed.matrix),
         bias=address(padded),
-        x=address(inputs),
-        ld_x=inputs.shape[1],
+        x=address(read),
+        ld_x=read.shape[1],
         y=address(y),
         ld_y=y.shape[1],
     )
@@ -113,7 +123,7 @@ def test_norms(size: int, adds: bool, march: str) -> None:
     x, delta, weight = normal(9, size, scale=30), normal(9, size), normal(size)
     total, expected = norm_reference(x, delta if adds else None, weight, 1e-5)
     ours, added, scales, count = rows(x), rows(delta), rows(weight[None]), number(9)
-    out = np.zeros_like(ours)
+    out = no_inputs(march, 9, size)
     args = NormArgs(
         num_rows=address(count),
         index=None,
@@ -137,7 +147,7 @@ def test_a_norm_of_some_rows_leaves_what_it_reads() -> None:
     x, delta, weight = normal(9, 40), normal(9, 40), normal(40)
     index, count = np.array([7, 2], np.int32), number(2)
     ours, added, scales = rows(x), rows(delta), rows(weight[None])
-    before, out = ours.copy(), np.zeros((2, 64), np.uint16)
+    before, out = ours.copy(), no_inputs("native", 2, 40)
     args = NormArgs(
         num_rows=address(count),
         index=address(index),
@@ -164,7 +174,7 @@ def test_gates(size: int, march: str) -> None:
     gate_up = normal(11, 2 * size, scale=8)
     gate_up[0, 0], gate_up[1, 0] = -200.0, 200.0  # where e^x leaves the floats
     ours, count = rows(gate_up), number(11)
-    out = aligned(11, -(-size // 32) * 32, dtype=np.uint16)
+    out = no_inputs(march, 11, size)
     args = SiluArgs(
         num_rows=address(count),
         x=address(ours),
@@ -184,14 +194,14 @@ def test_logits_are_written_for_those_who_ask_and_no_others(march: str, threads:
     torch.manual_seed(7)
     weight, x = normal(1003, 72, scale=0.1), normal(5, 72)
     limits = np.array([0, 1, 0, 40, 0], np.int64)
-    packed, inputs, count = Packed(weight, "u12"), rows(x), number(5)
+    packed, read, count = Packed(weight, "u12"), inputs(march, x), number(5)
     logits = np.full((5, 1003), 77.0, np.float32)
     candidates = aligned(threads * 5 * 1088, dtype=np.uint8)
     args = HeadArgs(
         num_rows=address(count),
         weight=address(packed.matrix),
-        x=address(inputs),
-        ld_x=inputs.shape[1],
+        x=address(read),
+        ld_x=read.shape[1],
         vocabulary=1003,
         limits=address(limits),
         logits=address(logits),

@@ -25,7 +25,7 @@ from infire.kernels.paged_attention import paged_attention_reference
 from infire.kernels.tiles import Span
 from infire.kv_layout import KVGroup
 from infire.native.program import SPAN
-from tests.infire.cpu.kernels import MARCHES, bits, library, rows, tensor
+from tests.infire.cpu.kernels import MARCHES, bits, library, no_inputs, rows, tensor
 
 Rows = list[tuple[int, int]]  # (position of the first new token, how many)
 MIXED: Rows = [(40, 1), (0, 33), (7, 1), (129, 128), (500, 1), (16, 1), (3, 2), (260, 7)]
@@ -99,7 +99,7 @@ class Case:
     def attend(self, march: str, threads: int = 2) -> Tensor:
         step, tables, alive = self.step()
         qkv, k, v = rows(self.qkv), bits(self.k).copy(), bits(self.v).copy()
-        out = rows(torch.zeros(len(qkv), self.heads * self.size).bfloat16())
+        out = no_inputs(march, len(qkv), self.heads * self.size)
         args = AttentionArgs(
             step=address(step),
             tables=address(tables),
