@@ -32,7 +32,7 @@ class Serving:
 
     async def stop(self) -> None:
         """Cut its connections; return when it is gone."""
-        self._server.should_exit = True
+        self._server.stop()
         with anyio.fail_after(20):
             await self._stopped.wait()
 

@@ -14,7 +14,7 @@ import pytest
 from infire.admission import Limits
 from infire.notes import Submit
 from infire.request import SamplingParams, Sequence
-from loadtest.bench.host_clock import cpu_s, shared_tally
+from loadtest.bench.host_clock import cpu_s, shared_tally, wakeups
 from loadtest.bench.host_engine import sleeping_engine
 from loadtest.bench.host_load import Load, Outcome, keep_asking, request
 from loadtest.bench.host_model import END_ID, FIRST_WORD, VOCABULARY, make_model
@@ -35,6 +35,7 @@ def reading(at_s: float, tokens: int, *, each_s: float) -> Reading:
         worker_s=each_s,
         front_s=each_s,
         edge_s=each_s,
+        wakeups={"edge": 3 * tokens},
     )
 
 
@@ -51,17 +52,22 @@ class TestReport:
             "edge": 8.0,
             "all": 32.0,
         }
+        assert spent.wakeups == {"edge": 3.0}
 
     def test_a_window_without_tokens_has_no_shares(self) -> None:
         with pytest.raises(ValueError, match="no token"):
             shares(reading(1.0, 7, each_s=1), reading(2.0, 7, each_s=2))
 
     def test_the_table_holds_median_and_spread(self) -> None:
-        windows = [Shares(tokens_per_s=1000.0 * n, parts={"edge": float(n)}) for n in (3, 1, 2)]
+        windows = [
+            Shares(tokens_per_s=1000.0 * n, parts={"edge": float(n)}, wakeups={"edge": n / 4})
+            for n in (3, 1, 2)
+        ]
         run = Run(num_streams=1000, step_s=0.058, windows=windows, tokens_per_event=0.99)
         table = "\n".join(lines_of([run]))
         assert "| CPU-s per M tokens | 1,000 streams | target | Infire | vLLM |" in table
         assert "| edge | 2.0 (1.0-3.0) | <= 35 |" in table
+        assert "| wake-ups a token: edge | 0.50 (0.25-0.75) |" in table
         assert "| tokens/s | 2,000 (1,000-3,000) |" in table
         assert "| step | 58.0 ms |" in table
 
@@ -73,6 +79,12 @@ class TestClocks:
         spent = cpu_s(os.getpid()) - before
         assert spent > 0
         assert abs(spent - (time.process_time() - began)) < 0.5
+
+    def test_who_waits_has_to_be_woken(self) -> None:
+        before = wakeups(os.getpid())
+        for _ in range(20):
+            time.sleep(0.001)
+        assert wakeups(os.getpid()) >= before + 20
 
     def test_what_one_holder_tells_another_reads(self, tmp_path: Path) -> None:
         with shared_tally(tmp_path / "tally") as mine, shared_tally(tmp_path / "tally") as theirs:
@@ -212,3 +224,4 @@ def test_a_short_run_measures_every_part(api: str) -> None:
     for window in run.windows:
         assert window.tokens_per_s > 0
         assert all(spent > 0 for spent in window.parts.values())
+        assert all(woken > 0 for woken in window.wakeups.values())

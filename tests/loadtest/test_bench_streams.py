@@ -68,3 +68,13 @@ def test_an_answer_that_lacks_its_end_its_usage_or_its_text_is_broken(chunk: byt
     reader.feed(chunk, 0.0)
     with pytest.raises(BrokenStream):
         reader.end(0.0)
+
+
+def test_a_server_that_marks_no_end_has_ended_with_its_usage() -> None:
+    reader = StreamReader(0.0, marks_end=False)
+    reader.feed(text("a") + USAGE, 1.0)
+    assert reader.end(1.0).completion_tokens == 3
+    cut = StreamReader(0.0, marks_end=False)
+    cut.feed(text("a"), 1.0)
+    with pytest.raises(BrokenStream, match="usage missing"):
+        cut.end(1.0)

@@ -20,6 +20,7 @@ from origin_gpu import engine_link
 from origin_gpu.engine_link import EngineGone, EngineLink, Run
 from origin_gpu.engine_process import STOP_S, EngineLost, EngineSocket
 from routing.errors import Code, Failure
+from routing.link_flow import Wake
 from tests.fakes.sequences import answer, sequence
 from tests.origin_gpu.local_workers import COUNTING_ENGINE, PATIENCE_S
 
@@ -105,6 +106,31 @@ async def test_the_notes_of_a_tick_go_in_one_frame(monkeypatch: pytest.MonkeyPat
         for n in range(50):
             tasks.start_soon(ids_of, link, Submit(sequence(f"r{n}")))
     assert frames == [50]
+
+
+async def test_listeners_are_not_woken_by_every_token() -> None:
+    class Counting(Wake):
+        count = 0
+
+        def set(self) -> None:
+            self.count += 1
+
+    listener = Counting()
+    async with running() as link:
+        link.listeners.add(listener)
+        await ids_of(link, Submit(sequence("a", 3, 200)))
+        await idle(link)
+    assert 2 <= listener.count <= 8  # it runs, it has ended; and the engine's end
+
+
+async def test_an_error_in_who_hears_a_step_is_not_lost() -> None:
+    def broken(step: Step) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with running() as link, link.request(Submit(sequence("a", 3, 200)), broken) as run:
+            await run.wait_finished()
+    assert caught.group_contains(ZeroDivisionError)
 
 
 async def test_leaving_drops_what_is_left() -> None:

@@ -14,8 +14,10 @@ import httpx2
 import msgspec
 import pytest
 from starlette.applications import Starlette
+from starlette.types import Scope
 
 from routing import wire
+from routing.abort import PromptProtocol
 from routing.errors import Code, Failure
 from routing.link import Link
 from routing.link_frames import LinkStats, Pace
@@ -88,8 +90,8 @@ class Answerer:
 
 
 async def read_until_gone(socket: Socket) -> NoReturn:
-    while True:
-        await socket.receive()
+    await socket.read(lambda message: None)
+    raise AssertionError("reading ends with Gone")
 
 
 def finish(num_tokens: int) -> wire.Finish:
@@ -146,6 +148,29 @@ async def test_every_stream_gets_all_of_its_tokens_in_order_and_no_others(num_st
             assert sink.ids == list(range(1000 * number, 1000 * number + 50 + number % 7))
         assert link.num_open == 0
         assert not server.running
+
+
+async def test_what_cannot_be_written_at_once_is_said_by_a_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As for a client that is slow to read: what comes meanwhile waits, and joins it."""
+    chance, write = random.Random(5), PromptProtocol._write_nowait
+    said: list[bool] = []
+
+    def sometimes(self: PromptProtocol, scope: Scope, data: bytes) -> bool:
+        said.append(chance.random() < 0.5 and write(self, scope, data))
+        return said[-1]
+
+    monkeypatch.setattr(PromptProtocol, "_write_nowait", sometimes)
+    server = Answerer(pace=Pace())
+    async with serving(server.app) as url, linked(url, pace=Pace()) as link:
+        heard = [Heard() for _ in range(50)]
+        for number, sink in enumerate(heard):
+            link.open_nowait(Ask(first=1000 * number, num_tokens=50), sink)
+        for number, sink in enumerate(heard):
+            assert await sink.wait() == finish(50)
+            assert sink.ids == list(range(1000 * number, 1000 * number + 50))
+    assert {True, False} == set(said)
 
 
 async def test_what_all_streams_say_in_one_tick_is_one_frame() -> None:

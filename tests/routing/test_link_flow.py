@@ -170,3 +170,13 @@ def test_whatever_is_put_granted_and_taken_all_ids_come_out_in_order(seed: int) 
     assert last is not None
     assert last.ended
     assert out + [i for event in last.events for i in event.ids] == list(range(1, put + 1))  # type: ignore[union-attr]
+
+
+def test_credit_with_nothing_to_send_is_no_news() -> None:
+    news: list[int] = []
+    outbox: Outbox[wire.Event] = Outbox(7, 0, Patience(1.0, 1.0), news.append)
+    outbox.grant(1)
+    assert news == []
+    outbox.put(wire.Tokens((1,)))
+    outbox.grant(1)
+    assert news == [7, 7]

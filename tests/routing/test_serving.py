@@ -9,6 +9,7 @@ import sys
 import time
 
 import httpx2
+import psutil
 import pytest
 
 from routing.serving import address, listening_socket
@@ -69,6 +70,17 @@ def test_a_process_serves_an_inherited_socket_and_stops_in_time_and_in_silence(n
     assert process.returncode == 0
     assert took_s < 5
     assert output == b""
+
+
+def test_a_process_with_nothing_to_do_sleeps() -> None:
+    with listening_socket("127.0.0.1", 0) as listener, start(listener) as process:
+        assert httpx2.get(address(listener), timeout=60, trust_env=False).text == "hello"
+        switches = psutil.Process(process.pid).num_ctx_switches
+        before = switches().voluntary
+        time.sleep(2)
+        woken = switches().voluntary - before
+        process.terminate()
+    assert woken < 10  # uvicorn looks ten times a second
 
 
 @pytest.mark.slow

@@ -47,6 +47,7 @@ struct Scratch {
   float tops[ITEM_ROWS + LANES];          // the score that both are relative to
   int64_t oldest[ITEM_ROWS], newest[ITEM_ROWS];  // positions that a row sees
   Chunk chunks[2];
+  const bf16* fetched[CHUNK];  // values of the chunk after this one
   // Of the rows at hand, in one chunk:
   float scores[TILE_ROWS * CHUNK];
   Input weights[TILE_ROWS * CHUNK];
@@ -155,12 +156,9 @@ class Attention {
         locate(args_, *next, first_chunk(*next), *ahead);
       else
         ahead->range = {};
-      if (direct_)
-        fetch(*ahead);
-      else
-        pack(*chunk, *ahead);
+      if (!direct_) pack(*chunk, *ahead);
       for (int64_t row = 0; row < item_.num_rows; row += TILE_ROWS)
-        add_chunk(*chunk, row, std::min<int64_t>(TILE_ROWS, item_.num_rows - row));
+        add_chunk(*chunk, *ahead, row, std::min<int64_t>(TILE_ROWS, item_.num_rows - row));
     }
     finish();
   }
@@ -204,14 +202,14 @@ class Attention {
     return chunk.range.begin <= n && n < chunk.range.end;
   }
 
-  // Adds a chunk to `count` <= TILE_ROWS rows.
-  void add_chunk(const Chunk& chunk, int64_t row, int64_t count) {
+  // Adds a chunk to `count` <= TILE_ROWS rows; fetches `ahead`, where it is not packed by now.
+  void add_chunk(const Chunk& chunk, const Chunk& ahead, int64_t row, int64_t count) {
     const Range seen{std::max(s_.oldest[row] - chunk.at, int64_t{0}),
                      std::min<int64_t>(s_.newest[row + count - 1] + 1 - chunk.at, CHUNK)};
     if (seen.begin >= seen.end) return;
     const int64_t first = seen.first_vector(), vectors = seen.end_vector() - first;
     if (direct_)
-      score_directly(chunk, count, first, vectors);
+      score_directly(chunk, ahead, count, first, vectors);
     else
       multiply({.a = s_.queries + row * elements_,
                 .lda = elements_,
@@ -230,7 +228,7 @@ class Attention {
       store(s_.chunk_totals[n], weigh(scores, seen, scale, s_.chunk_tops[n], weights));
     }
     if (direct_)
-      mix_directly(chunk, count, first, vectors);
+      mix_directly(chunk, ahead, count, first, vectors);
     else
       mix(count, first, vectors);
     merge(row, count);
@@ -250,14 +248,18 @@ class Attention {
   }
 
 #if INFIRE_AVX512
-  void score_directly(const Chunk&, int64_t, int64_t, int64_t) {}
-  void mix_directly(const Chunk&, int64_t, int64_t, int64_t) {}
+  void score_directly(const Chunk&, const Chunk&, int64_t, int64_t, int64_t) {}
+  void mix_directly(const Chunk&, const Chunk&, int64_t, int64_t, int64_t) {}
 #else
   // As the product with packed keys, of a few keys at a time, which stay in the L1 cache.
-  void score_directly(const Chunk& chunk, int64_t count, int64_t first, int64_t vectors) {
+  void score_directly(const Chunk& chunk, const Chunk& ahead, int64_t count, int64_t first,
+                      int64_t vectors) {
     constexpr int64_t together = 2, ld = together * LANES;
+    fetch(ahead, ahead.keys, 0, first * LANES);
+    fetch(ahead, ahead.keys, (first + vectors) * LANES, CHUNK);
     for (int64_t v = first; v < first + vectors; v += together) {
       const int64_t width = std::min(together, first + vectors - v);
+      fetch(ahead, ahead.keys, v * LANES, (v + width) * LANES);
       for (int64_t n = 0; n < width; n++)
         pack_keys(chunk.keys + (v + n) * LANES, size_ / 2, s_.keys + n * LANES, ld);
       multiply({.a = s_.queries,
@@ -272,27 +274,28 @@ class Attention {
   }
 
   // As `mix`, of values where they lie.
-  void mix_directly(const Chunk& chunk, int64_t count, int64_t first, int64_t vectors) {
-    const float* weights = s_.weights + first * LANES;
-    const bf16* const* values = chunk.values + first * LANES;
-    const int64_t keys = vectors * LANES, columns = columns_ / LANES;
-    switch (count) {
-      case 1: return multiply_rows_at<1>(weights, CHUNK, values, keys, columns, s_.chunk_mixed, columns_);
-      case 2: return multiply_rows_at<2>(weights, CHUNK, values, keys, columns, s_.chunk_mixed, columns_);
-      case 3: return multiply_rows_at<3>(weights, CHUNK, values, keys, columns, s_.chunk_mixed, columns_);
-      case 4: return multiply_rows_at<4>(weights, CHUNK, values, keys, columns, s_.chunk_mixed, columns_);
-      case 5: return multiply_rows_at<5>(weights, CHUNK, values, keys, columns, s_.chunk_mixed, columns_);
-      default: return multiply_rows_at<6>(weights, CHUNK, values, keys, columns, s_.chunk_mixed, columns_);
-    }
+  void mix_directly(const Chunk& chunk, const Chunk& ahead, int64_t count, int64_t first,
+                    int64_t vectors) {
+    const int64_t end = (first + vectors) * LANES;
+    fetch(ahead, ahead.values, 0, first * LANES);
+    fetch(ahead, ahead.values, end, CHUNK);
+    const RowsAt product = {.a = s_.weights + first * LANES,
+                            .lda = CHUNK,
+                            .b = chunk.values + first * LANES,
+                            .ahead = s_.fetched + first * LANES,
+                            .num_rows = vectors * LANES,
+                            .c = s_.chunk_mixed,
+                            .ldc = columns_};
+    for (int64_t n = first * LANES; n < end; n++)
+      s_.fetched[n] = ahead.range.begin <= n && n < ahead.range.end ? ahead.values[n] : NOTHING;
+    multiply_rows_at(product, count, columns_ / LANES);
   }
 #endif
 
-  // Fetches the keys and values of a chunk.
-  void fetch(const Chunk& ahead) {
-    for (int64_t n = ahead.range.begin; n < ahead.range.end; n++) {
-      prefetch_row(ahead.keys[n], size_);
-      prefetch_row(ahead.values[n], size_);
-    }
+  // Fetches keys or values of a chunk, as far as it has those from `begin` to before `end`.
+  void fetch(const Chunk& ahead, const bf16* const* rows, int64_t begin, int64_t end) {
+    end = std::min(end, ahead.range.end);
+    for (int64_t n = std::max(begin, ahead.range.begin); n < end; n++) prefetch_row(rows[n], size_);
   }
 
   // Adds what add_chunk found to the running sums.

@@ -90,38 +90,61 @@ inline void multiply_rows(Product product, int64_t num_vectors) {
   }
 }
 
-// As multiply_tile, of B's rows where they lie, as bf16; VECTORS * 16 columns from `first` on.
+#if !INFIRE_AVX512
+// A product with rows of bf16 that lie anywhere; as many rows that are needed next are fetched.
+struct RowsAt {
+  const float* a;  // (rows of c, num_rows)
+  int64_t lda;
+  const bf16* const* b;
+  const bf16* const* ahead;
+  int64_t num_rows;
+  float* c;
+  int64_t ldc;
+};
+
+// As multiply_tile; VECTORS * 16 columns from `first` on.
 template <int ROWS, int VECTORS>
-inline void multiply_rows_at(const float* a, int64_t lda, const bf16* const* b, int64_t num_rows,
-                             int64_t first, float* c, int64_t ldc) {
+inline void multiply_rows_at(const RowsAt& product, int64_t first) {
   F sums[ROWS][VECTORS] = {};
-  for (int64_t n = 0; n < num_rows; n++) {
+  for (int64_t n = 0; n < product.num_rows; n++) {
+    prefetch(product.ahead[n] + first);
     F columns[VECTORS];
 #pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; v++) columns[v] = load_bf16(b[n] + first + v * LANES);
+    for (int v = 0; v < VECTORS; v++) columns[v] = load_bf16(product.b[n] + first + v * LANES);
 #pragma GCC unroll 6
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 4
       for (int v = 0; v < VECTORS; v++)
-        sums[r][v] = add_element(sums[r][v], columns[v], a + r * lda + n);
+        sums[r][v] = add_element(sums[r][v], columns[v], product.a + r * product.lda + n);
   }
+  float* c = product.c + first;
 #pragma GCC unroll 6
   for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; v++) store(c + r * ldc + first + v * LANES, sums[r][v]);
+    for (int v = 0; v < VECTORS; v++) store(c + r * product.ldc + v * LANES, sums[r][v]);
 }
 
-// All of `num_vectors` * 16 columns.
 template <int ROWS>
-inline void multiply_rows_at(const float* a, int64_t lda, const bf16* const* b, int64_t num_rows,
-                             int64_t num_vectors, float* c, int64_t ldc) {
+inline void multiply_rows_at(const RowsAt& product, int64_t num_vectors) {
   constexpr int most = ROWS <= 3 ? 2 : 1;
   int64_t v = 0;
   for (; v + most <= num_vectors; v += most)
-    multiply_rows_at<ROWS, most>(a, lda, b, num_rows, v * LANES, c, ldc);
-  for (; v < num_vectors; v++)
-    multiply_rows_at<ROWS, 1>(a, lda, b, num_rows, v * LANES, c, ldc);
+    multiply_rows_at<ROWS, most>(product, v * LANES);
+  for (; v < num_vectors; v++) multiply_rows_at<ROWS, 1>(product, v * LANES);
 }
+
+// C of `num_rows` <= TILE_ROWS rows and `num_vectors` * 16 columns.
+inline void multiply_rows_at(const RowsAt& product, int num_rows, int64_t num_vectors) {
+  switch (num_rows) {
+    case 1: return multiply_rows_at<1>(product, num_vectors);
+    case 2: return multiply_rows_at<2>(product, num_vectors);
+    case 3: return multiply_rows_at<3>(product, num_vectors);
+    case 4: return multiply_rows_at<4>(product, num_vectors);
+    case 5: return multiply_rows_at<5>(product, num_vectors);
+    default: return multiply_rows_at<TILE_ROWS>(product, num_vectors);
+  }
+}
+#endif
 
 // C of `num_rows` <= TILE_ROWS rows and `num_vectors` * 16 columns.
 inline void multiply(const Product& product, int num_rows, int64_t num_vectors) {
