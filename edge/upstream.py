@@ -125,7 +125,7 @@ class Answer:
     takes. Raises Failure when no region goes on.
 
     Tokens that come while the reader of bursts waits for them go to `at_once`, where there is one,
-    and are in no burst. It is called from the link's own task, so it must not wait.
+    and are in no burst. It is called where they arrive, so it must not wait.
     """
 
     def __init__(

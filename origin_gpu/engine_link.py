@@ -11,9 +11,10 @@ import itertools
 import logging
 import secrets
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from time import monotonic
 
 import anyio
 import msgspec
@@ -115,7 +116,7 @@ class EngineLink:
         self.epoch = ""  # of its life
         self.layout_digest = ""  # of its KV, while it is up
         self.num_starts = 0
-        self.listeners: set[Wake] = set()  # set whenever something has changed
+        self.listeners: set[Wake] = set()  # set at once for what `_told` says
         self._command = tuple(command)
         self._heard_at = 0.0
         self._ever_up = False
@@ -127,7 +128,7 @@ class EngineLink:
     @property
     def fresh(self) -> bool:
         """Whether the engine is up, and said something lately."""
-        return self.hello is not None and anyio.current_time() - self._heard_at < FRESH_S
+        return self.hello is not None and monotonic() - self._heard_at < FRESH_S
 
     def must_be_up(self) -> Hello:
         """What the engine is. Failure(UNAVAILABLE) when there is none."""
@@ -141,7 +142,7 @@ class EngineLink:
     ) -> AsyncGenerator[Run, None]:
         """Run a sequence for the length of the block; leaving it drops what is left of it.
 
-        `on_step` is called from the link's own task, so it must not wait. A `Failure` ends the
+        `on_step` is called where results arrive, so it must not wait. A `Failure` ends the
         block when the engine refuses the sequence or dies, also while the sequence is only held.
         """
         self.must_be_up()
@@ -203,13 +204,22 @@ class EngineLink:
                 return
 
     async def _read(self, sock: EngineSocket) -> None:
-        while True:
-            for frame in await sock.receive():
+        def hear(frames: Iterator[FromEngine]) -> None:
+            before = self._told()
+            for frame in frames:
                 self._hear(frame)
-            self._changed()
+            if self._told() != before:
+                self._changed()
+
+        await sock.read(hear)
+
+    def _told(self) -> tuple[object, ...]:
+        """What listeners hear of at once. Free blocks come and go with the tokens, and can wait."""
+        now = self.gauges
+        return self.hello is None, now.running, now.waiting, now.held, now.total_blocks
 
     def _hear(self, frame: FromEngine) -> None:
-        self._heard_at = anyio.current_time()
+        self._heard_at = monotonic()
         match frame:
             case Results():
                 self._take(frame)
@@ -269,7 +279,7 @@ def _pause_s(deaths: deque[float], lost: EngineLost) -> float:
 
     `deaths`: when it died lately; written to.
     """
-    now = anyio.current_time()
+    now = monotonic()
     deaths.append(now)
     while deaths[0] < now - WITHIN_S:
         deaths.popleft()

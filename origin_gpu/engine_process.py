@@ -5,10 +5,11 @@ Knows the framing of `infire.notes`, and nothing of what the frames mean.
 
 from __future__ import annotations
 
+import asyncio  # noqa: TID251  a callback, where a task would wake up for each step
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -16,6 +17,7 @@ import msgspec
 from anyio.abc import Process
 
 from infire.notes import PREFIX_BYTES, FromEngine, Note, Notes, take_frames
+from routing.arrival import hand_out
 
 STOP_S = 1.0  # what an engine has for its last step, from the closing of its socket to SIGKILL
 _RECEIVE_BYTES = 1 << 18
@@ -47,9 +49,35 @@ class EngineSocket:
             except ConnectionError as exc:
                 raise EngineLost(f"it takes no more notes ({exc})") from exc
 
+    async def read(self, hear: Callable[[Iterator[FromEngine]], None]) -> None:
+        """Have `hear` called with the frames that are whole each time something arrives, if any.
+
+        It is called with no task in between, so it must not wait. What it raises ends this, as does
+        EngineLost, at the latest.
+        """
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+
+        def arrived() -> None:
+            try:
+                hand_out(hear, self._take())
+            except Exception as exc:  # noqa: BLE001  raised by the `await` below
+                loop.remove_reader(self._sock)
+                if not ended.done():
+                    ended.set_exception(exc)
+
+        loop.add_reader(self._sock, arrived)
+        try:
+            await ended
+        finally:
+            loop.remove_reader(self._sock)
+
     async def receive(self) -> Iterator[FromEngine]:
         """The frames that are whole with what arrives next, if any. EngineLost at the end."""
         await anyio.wait_readable(self._sock)
+        return self._take()
+
+    def _take(self) -> Iterator[FromEngine]:
         try:
             chunk = self._sock.recv(_RECEIVE_BYTES)
         except BlockingIOError:

@@ -1,6 +1,6 @@
 """One request on its way through a region: placed, prefilled, handed over, relayed.
 
-Tokens are relayed where they arrive, in the link's own task; this one waits for the stages only.
+Tokens are relayed where they arrive, with no task in between; one waits for the stages only.
 When a worker is lost, or refuses, the request is computed anew on another, once.
 """
 
@@ -10,6 +10,7 @@ import logging
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from time import monotonic
 
 import anyio
 import msgspec
@@ -49,7 +50,7 @@ class Passage:
         self.second_try: Failure | None = None  # what made one necessary
         self._pool = pool
         self._stream = stream
-        self._began = anyio.current_time()
+        self._began = monotonic()
         self._started = False
         self._asked = ""  # the worker that any failure now is due to
 
@@ -177,7 +178,7 @@ class Passage:
 
     def _pass_on(self, tokens: wire.Tokens) -> None:
         if self.ttft_s is None:
-            self.ttft_s = anyio.current_time() - self._began
+            self.ttft_s = monotonic() - self._began
         self.ids += tokens.ids
         self._stream.send(tokens)
 
@@ -193,7 +194,7 @@ class Passage:
 
     @property
     def elapsed_s(self) -> float:
-        return anyio.current_time() - self._began
+        return monotonic() - self._began
 
     @property
     def _context(self) -> int:

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
+from time import monotonic
 
 import anyio
 import msgspec
@@ -34,7 +35,7 @@ class Answered:
     """One request being answered: what its log line and the metrics will say."""
 
     def __init__(self) -> None:
-        self.began = anyio.current_time()
+        self.began = monotonic()
         self.outcome: str = Code.INTERNAL
         self.output_tokens = 0
         self.first_s: float | None = None  # from its arrival to the first token made here
@@ -43,7 +44,7 @@ class Answered:
 
     @property
     def total_s(self) -> float:
-        return anyio.current_time() - self.began
+        return monotonic() - self.began
 
     def heard(self, step: Step) -> None:
         if self.first_s is None:

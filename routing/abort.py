@@ -14,6 +14,10 @@ from typing import Any, cast
 
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.http11 import Request
+
+from routing.link_bytes import message_frame
 
 EXTENSION = "edgefire.connection"
 
@@ -42,6 +46,32 @@ class AbortableProtocol(HttpToolsProtocol):
         return True
 
 
+class PromptProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket protocol, with the extension's `write` in every scope."""
+
+    _paused = False  # the client is slow to read
+
+    def handle_connect(self, event: Request) -> None:
+        super().handle_connect(event)
+        if not self.close_sent:  # the handshake is good, and the app about to start
+            extensions = cast("dict[str, Any]", self.scope["extensions"])
+            extensions[EXTENSION] = {"write": self._write_nowait}
+
+    def _write_nowait(self, scope: Scope, data: bytes) -> bool:
+        if self._paused or self.close_sent or self.transport.is_closing():
+            return False
+        self.transport.write(message_frame(data))
+        return True
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._paused = False
+
+
 def abort_of(scope: Scope) -> Callable[[], None]:
     """What drops the connection of this request. The app is told as if its client had hung up."""
     return cast("Callable[[], None]", _extension(scope)["abort"])
@@ -50,8 +80,8 @@ def abort_of(scope: Scope) -> Callable[[], None]:
 def write_of(scope: Scope) -> Callable[[bytes], bool]:
     """What sends bytes, not none, as more of the body of a streamed response that has started.
 
-    It never waits: False, and nothing is sent, where that would take a message, as when the client
-    is slow to read or has left.
+    Of a WebSocket that was accepted: as a binary message. It never waits: False, and nothing is
+    sent, where that would take an ASGI message, as when the client is slow to read or has left.
     """
     return partial(_extension(scope)["write"], scope)
 

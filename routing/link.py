@@ -1,8 +1,9 @@
 """The client's end of a multiplexed link: many requests over one WebSocket to one peer.
 
-The other end is `link_server`. Each side sends at most one frame a tick of its event loop, however
-many streams have something to say. A frame also goes out every `beat_s`, empty if need be, so that
-both sides notice a silent peer. Losing the connection ends its streams on both sides.
+The other end is `link_server`. Each side sends at most one frame a tick of its event loop, or for
+what arrived together, however many streams have something to say. A frame also goes out every
+`beat_s`, empty if need be, so that both sides notice a silent peer. Losing the connection ends its
+streams on both sides.
 
 Of what passes it knows only that a `Fault` tells why a stream ended.
 """
@@ -121,7 +122,7 @@ class Link(Generic[Ev]):
     def open_nowait(self, request: Struct, sink: Callable[[Ev | None], None]) -> Call:
         """Open a stream. `sink` is called in order with every event, and with None at the end.
 
-        It is called from the link's own task, so it must not wait. It gets `wire.Fault(LOST)`
+        It is called where frames arrive, so it must not wait. It gets `wire.Fault(LOST)`
         before the None when the connection is lost. Failure(LOST) when there is none.
         """
         number = next(self._numbers)
@@ -232,14 +233,15 @@ class Link(Generic[Ev]):
             self._wake.set()
 
     async def _read(self, socket: Socket, patience: Patience) -> None:
-        while True:
-            for message in await socket.receive():
-                patience.sign()
-                self.stats.frames_received += 1
-                frame = self._decoded(message)
-                self._hand_out_ids(frame)
-                for batch in frame.batches:
-                    self._hand_out(batch)
+        def hear(message: bytes) -> None:
+            patience.sign()
+            self.stats.frames_received += 1
+            frame = self._decoded(message)
+            self._hand_out_ids(frame)
+            for batch in frame.batches:
+                self._hand_out(batch)
+
+        await socket.read(hear)
 
     def _decoded(self, message: bytes) -> Frame[Ev]:
         try:
@@ -259,7 +261,7 @@ class Link(Generic[Ev]):
             if reader is None:
                 continue
             try:
-                reader.sink(cast("Ev", wire.Tokens((token_id,))))
+                reader.sink(wire.Tokens((token_id,)))  # type: ignore[arg-type]  # an Ev
             except Exception:  # one request's bug must not end the other streams
                 logger.exception("a sink failed")
                 self._give_up(reader, number)

@@ -111,7 +111,8 @@ class Outbox(Generic[Ev]):
     def grant(self, num_events: int) -> None:
         self._credit += num_events
         self._patience.sign()
-        self._on_news(self._number)
+        if self._waiting:
+            self._on_news(self._number)
 
     def stalled(self) -> bool:
         """Whether something has waited for credit too long. To be asked once a period."""

@@ -41,9 +41,9 @@ class Batch(Struct, Generic[Ev], frozen=True, array_like=True, gc=False):
 
 
 class Frame(Struct, Generic[Ev], frozen=True, array_like=True):
-    """What all streams have to say in one tick of the server.
+    """What all streams have to say in one tick of the server, or for what has reached it together.
 
-    In most ticks a stream says one token and nothing else: `wire.Tokens` of one id, without
+    In most of them a stream says one token and nothing else: `wire.Tokens` of one id, without
     logprobs. Those go in two columns, which cost a small part of what events cost to make and read.
     A stream is in the columns or in `batches`, and at most once.
     """

@@ -20,6 +20,8 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from routing import wire
+from routing.abort import write_of
+from routing.arrival import afterwards
 from routing.errors import Code, Failure
 from routing.link_flow import Outbox, Patience, Wake
 from routing.link_frames import (
@@ -45,7 +47,7 @@ class Stream(Generic[Req, Ev]):
     """One request, at the end that answers it.
 
     `send` takes an event and never waits: all that is sent in one tick, on all streams, goes out as
-    one frame.
+    one frame; so does, without waiting for the tick's end, all that is sent on one `arrival`.
     """
 
     __slots__ = ("request", "send")
@@ -99,6 +101,7 @@ class _Connection:
 
     def __init__(self, websocket: WebSocket, serve: Serve, pace: Pace, stats: LinkStats) -> None:
         self._websocket = websocket
+        self._write_nowait = write_of(websocket.scope)
         self._serve = serve
         self._pace = pace
         self._period_s = min(pace.beat_s, pace.stall_s / 4)
@@ -106,7 +109,8 @@ class _Connection:
         self._encoder = msgspec.msgpack.Encoder()
         self._answers: dict[int, _Answer] = {}
         self._news: dict[int, None] = {}  # streams with something to say, in the order they had it
-        self._wake = Wake()
+        self._unsent: bytes | None = None  # a frame that could not be written at once
+        self._wake = Wake()  # of the task that writes it
         self._silence = Patience(pace.silence_s, self._period_s)
 
     async def run(self, decoder: msgspec.msgpack.Decoder[list[Any]]) -> None:
@@ -165,21 +169,40 @@ class _Connection:
         answer.outbox.end()
 
     def _has_news(self, number: int) -> None:
-        if not self._news:  # else the writer has been woken already
-            self._wake.set()
+        if not self._news:  # else `_say_news` is due already
+            afterwards(self._say_news)
         self._news[number] = None
 
+    def _say_news(self) -> None:
+        """All there are as one frame. While another waits for room, they wait too."""
+        if self._unsent is None:
+            frame = self._gather()
+            if frame.streams or frame.batches:
+                self._say(frame)
+
+    def _say(self, frame: Frame[Any]) -> None:
+        """Written with no task in between, where that takes no waiting."""
+        encoded = self._encoded(frame)
+        if not self._write_nowait(encoded):
+            self._unsent = encoded
+            self._wake.set()
+
+    def _encoded(self, frame: Frame[Any]) -> bytes:
+        self._stats.frames_sent += 1
+        return self._encoder.encode(frame)
+
     async def _write(self, scope: anyio.CancelScope) -> None:
+        """Send what had to wait."""
         while True:
             await self._wake.wait()
-            frame = self._encoder.encode(self._gather())
-            self._stats.frames_sent += 1
-            try:
-                await self._websocket.send_bytes(frame)
-            # RuntimeError: uvicorn's word for a connection that is closing but has not said so
-            except (WebSocketDisconnect, RuntimeError):
-                scope.cancel()
-                return
+            while self._unsent is not None:
+                try:
+                    await self._websocket.send_bytes(self._unsent)
+                # RuntimeError: uvicorn's word for a connection that is closing but has not said so
+                except (WebSocketDisconnect, RuntimeError):
+                    scope.cancel()
+                    return
+                self._unsent = self._encoded(self._gather()) if self._news else None
 
     def _gather(self) -> Frame[Any]:
         streams: list[int] = []
@@ -212,7 +235,8 @@ class _Connection:
                     detail = f"nothing was read for {self._pace.stall_s:g} s"
                     answer.outbox.cut(wire.Fault(Code.ABORTED, detail))
                     answer.scope.cancel()
-            self._wake.set()
+            if self._unsent is None:  # else the client hears us when it reads on
+                self._say(self._gather())
 
     def _warn(self, event: str, reason: str) -> None:
         fields = {"client": str(self._websocket.client), "reason": reason}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio  # noqa: TID251  uvicorn's own
 import gc
 import logging
 import os
@@ -10,19 +11,20 @@ import socket
 import threading
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from routing.abort import AbortableProtocol
+from routing.abort import AbortableProtocol, PromptProtocol
 
 logger = logging.getLogger(__name__)
 
 MAX_FRAME_BYTES = 64 * 2**20  # of one WebSocket message: a prompt of 128k ids takes 0.6 MB
 DEAD_PEER_S = 90  # a peer that takes nothing of what was sent for so long is disconnected
 KEEP_ALIVE_S = 75  # longer than load balancers keep idle connections: else both ends race
+DATE_S = 1.0  # as exact as an HTTP date is
 DRAIN_S = 2  # connections may close by themselves for this long after a signal
 PARENT_CHECK_S = 0.5
 # New objects before the collector looks at them, and times 20 at older ones. A server makes a few
@@ -60,7 +62,7 @@ def server(app: ASGIApp) -> Server:
             app,
             loop="auto",  # uvloop where it is installed
             http=AbortableProtocol,
-            ws="websockets-sansio",
+            ws=PromptProtocol,
             ws_max_size=MAX_FRAME_BYTES,
             ws_per_message_deflate=False,
             ws_ping_interval=None,
@@ -89,10 +91,30 @@ def serve_app(app: ASGIApp, *, host: str, port: int, fd: int | None = None) -> N
 
 
 class Server(uvicorn.Server):
-    """uvicorn, but a process that stopped as it was told to ends with exit code 0.
+    """uvicorn, but a process that stopped as it was told to ends with exit code 0, and one that has
+    nothing to do sleeps.
 
     uvicorn raises the signal once more after stopping, which makes every stop look like a crash.
+    It also looks ten times a second whether it should stop.
     """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._stopping = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def main_loop(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        while not await self.on_tick(0):  # which also sets the date that responses bear
+            with suppress(TimeoutError):
+                async with asyncio.timeout(DATE_S):
+                    await self._stopping.wait()
+
+    def stop(self) -> None:
+        """Have it stop soon; also from a signal handler."""
+        self.should_exit = True
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stopping.set)
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -113,6 +135,7 @@ class Server(uvicorn.Server):
             deadline.daemon = True
             deadline.start()
         super().handle_exit(sig, frame)
+        self.stop()
 
 
 def _stop_with(parent: int) -> None:

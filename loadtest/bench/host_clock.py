@@ -1,17 +1,19 @@
-"""CPU time of other processes, and a page that an engine shares of what it has done. Linux only.
+"""CPU time and wake-ups of other processes, and a page on which an engine tells what it has done.
 
-Knows no engine and no window: numbers that only ever grow.
+Linux only. Knows no engine and no window: numbers that only ever grow.
 """
 
 from __future__ import annotations
 
 import mmap
+import re
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from struct import Struct
 
+_WAITED = re.compile(r"^voluntary_ctxt_switches:\s+(\d+)", re.MULTILINE)
 _PAGE = Struct("=QQQ")  # process id, nanoseconds in the scheduler, output tokens
 
 
@@ -22,6 +24,12 @@ def cpu_s(pid: int) -> float:
     id is made as clock_getcpuclockid(3) makes it, which Python does not offer for processes.
     """
     return time.clock_gettime_ns((~pid << 3) | 2) / 1e9
+
+
+def wakeups(pid: int) -> int:
+    """How often threads of a process that are there now have waited, and so had to be woken."""
+    statuses = Path(f"/proc/{pid}/task").glob("*/status")
+    return sum(int(_WAITED.findall(status.read_text())[0]) for status in statuses)
 
 
 class Tally:

@@ -1,8 +1,8 @@
-"""From readings of CPU clocks to CPU seconds per million output tokens, part by part. Pure."""
+"""From readings of clocks to CPU seconds per million output tokens, and wake-ups. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -22,6 +22,7 @@ class Reading:
     worker_s: float
     front_s: float
     edge_s: float
+    wakeups: Mapping[str, int]  # by process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,7 @@ class Shares:
 
     tokens_per_s: float
     parts: dict[str, float]
+    wakeups: dict[str, float]  # a token, by process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +63,9 @@ def shares(before: Reading, after: Reading) -> Shares:
         "edge": spent("edge_s"),
     }
     parts["all"] = parts["worker, all"] + parts["front"] + parts["edge"]
-    return Shares(tokens_per_s=tokens / (after.at_s - before.at_s), parts=parts)
+    woken = {name: (count - before.wakeups[name]) / tokens for name, count in after.wakeups.items()}
+    speed = tokens / (after.at_s - before.at_s)
+    return Shares(tokens_per_s=speed, parts=parts, wakeups=woken)
 
 
 def lines_of(runs: Sequence[Run]) -> list[str]:
@@ -74,6 +78,9 @@ def lines_of(runs: Sequence[Run]) -> list[str]:
         others = [f"{INFIRE:g}", f"{VLLM:g}"] if part == "worker, all" else ["", ""]
         target = f"<= {TARGETS[part]:g}" if part in TARGETS else ""
         lines.append(_row([part, *spent, target, *others]))
+    for name in runs[0].windows[0].wakeups:
+        woken = [_spread([it.wakeups[name] for it in run.windows], 2) for run in runs]
+        lines.append(_row([f"wake-ups a token: {name}", *woken, "", "", ""]))
     speeds = [_spread([it.tokens_per_s for it in run.windows], 0) for run in runs]
     lines.append(_row(["tokens/s", *speeds, "", "", ""]))
     steps = [f"{1000 * run.step_s:.1f} ms" for run in runs]

@@ -23,7 +23,7 @@ import anyio
 import msgspec
 from anyio.abc import Process
 
-from loadtest.bench.host_clock import Tally, cpu_s, shared_tally
+from loadtest.bench.host_clock import Tally, cpu_s, shared_tally, wakeups
 from loadtest.bench.host_load import Load, Outcome
 from loadtest.bench.host_model import make_model
 from loadtest.bench.host_report import Reading, Run, shares
@@ -205,6 +205,12 @@ def _read(tally: Tally, pids: Mapping[str, int]) -> Reading:
         worker_s=cpu_s(pids["both"]),
         front_s=cpu_s(pids["front"]),
         edge_s=cpu_s(pids["edge"]),
+        wakeups={
+            "engine": wakeups(engine),
+            "worker": wakeups(pids["both"]),
+            "front": wakeups(pids["front"]),
+            "edge": wakeups(pids["edge"]),
+        },
     )
 
 
