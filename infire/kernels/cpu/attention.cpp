@@ -3,40 +3,27 @@
 // A query goes through its keys in chunks that begin at multiples of CHUNK, whatever else is in
 // the step. A chunk is computed relative to its own largest score and then added to what came
 // before it, always by the same formula, and what a token does not see has a weight of exactly 0.
-// So a result is the same bits for one token at a time, for any cutting of a prompt and on any
-// thread. Weights are rounded to bf16 for the product with the values; sums are fp32.
+// So a result is the same bits for one token at a time, for any cutting of a prompt, on any thread
+// and, chunk by chunk, on several. Weights are rounded to bf16 for the product with the values; sums are fp32.
 //
 // The running softmax is that of Milakov and Gimelshein, "Online normalizer calculation for
 // softmax", https://arxiv.org/abs/1805.02867.
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <iterator>
 #include <utility>
 
-#include "attention_pack.h"
-#include "attention_softmax.h"
-#include "attention_tile.h"
-#include "paged.h"
+#include "attention_items.h"
 
 namespace infire {
 namespace {
 
-// Rows of an item: query heads that share a KV head, of successive tokens. Packing a chunk costs
-// as much as its products for 8 rows.
-constexpr int64_t ITEM_ROWS = 192;
 constexpr int64_t MAX_ELEMENTS = MAX_HEAD_DIM / 2 * PAIR_ELEMENTS;
 constexpr int64_t CHUNK_ELEMENTS = CHUNK / 2 * PAIR_ELEMENTS;
+constexpr int64_t PARTS_A_THREAD = 4;  // so that threads end together
 constexpr double LOG2_E = 1.4426950408889634;
-
-alignas(64) constexpr bf16 NOTHING[MAX_HEAD_DIM] = {};
-
-// Where the keys and values of a chunk are, of one KV head.
-struct Chunk {
-  int64_t at;   // position of the first key
-  Range range;  // of keys that a row of the item sees, rounded out to whole vectors
-  const bf16* keys[CHUNK];
-  const bf16* values[CHUNK];
-};
 
 struct Scratch {
   alignas(64) Element keys[MAX_ELEMENTS * CHUNK];
@@ -57,76 +44,41 @@ struct Scratch {
 };
 static_assert(sizeof(Scratch) <= SCRATCH_BYTES);
 
-struct Item {
-  const Span* span;
-  int64_t head;       // KV head
-  int64_t first_row;  // of the span's length * G rows of that head: token by token
-  int64_t num_rows;
-  int64_t first_key;  // positions that its rows see: from here
-  int64_t end_key;    // to before here
-};
-
-class Items {
+// What the chunks of one item of one tile were found to be, each by whichever thread.
+class Results {
  public:
-  explicit Items(const AttentionArgs& args)
-      : args_(args), step_(*args.step), group_(args.num_heads / args.num_kv_heads) {
-    for (int64_t n = 0; n < step_.num_spans; n++) size_ += of(step_.spans[n]);
+  static int64_t chunk_floats(int64_t num_rows, int64_t columns) {
+    return 1 + num_rows * (1 + LANES + columns);
   }
 
-  int64_t size() const { return size_; }
+  Results(float* at, int64_t num_rows, int64_t columns)
+      : at_(at), rows_(num_rows), columns_(columns) {}
 
-  // Item 0 is the end of the last span: chunks of prompts come last in a step, and their last
-  // tokens see most. Long items are begun first, so that threads end together.
-  Item at(int64_t index) const {
-    const Span* span = step_.spans + step_.num_spans - 1;
-    for (; index >= of(*span); span--) index -= of(*span);
-    const int64_t heads = args_.num_kv_heads, rows = span->length * group_;
-    const int64_t first = (blocks(*span) - 1 - index / heads) * ITEM_ROWS;
-    const int64_t end = std::min(first + ITEM_ROWS, rows);
-    return {.span = span,
-            .head = index % heads,
-            .first_row = first,
-            .num_rows = end - first,
-            .first_key = first_visible(*args_.tables, span->start + first / group_),
-            .end_key = span->start + (end - 1) / group_ + 1};
+  void put(int64_t chunk, const Scratch& from, bool seen) {
+    float* at = of(chunk);
+    *at++ = seen;
+    if (!seen) return;
+    std::memcpy(at, from.chunk_tops, rows_ * sizeof(float));
+    std::memcpy(at + rows_, from.chunk_totals, rows_ * LANES * sizeof(float));
+    std::memcpy(at + rows_ * (1 + LANES), from.chunk_mixed, rows_ * columns_ * sizeof(float));
+  }
+
+  bool take(int64_t chunk, Scratch& to) const {
+    const float* at = of(chunk);
+    if (!*at++) return false;
+    std::memcpy(to.chunk_tops, at, rows_ * sizeof(float));
+    std::memcpy(to.chunk_totals, at + rows_, rows_ * LANES * sizeof(float));
+    std::memcpy(to.chunk_mixed, at + rows_ * (1 + LANES), rows_ * columns_ * sizeof(float));
+    return true;
   }
 
  private:
-  int64_t blocks(const Span& span) const {
-    return (span.length * group_ + ITEM_ROWS - 1) / ITEM_ROWS;
-  }
-  int64_t of(const Span& span) const { return blocks(span) * args_.num_kv_heads; }
+  float* of(int64_t chunk) const { return at_ + chunk * chunk_floats(rows_, columns_); }
 
-  const AttentionArgs& args_;
-  const Step& step_;
-  int64_t group_;
-  int64_t size_ = 0;
+  float* at_;
+  int64_t rows_;
+  int64_t columns_;
 };
-
-// The chunk of the item that position `at` begins. What a row does not see is zeros: its cell
-// holds what an earlier owner left, or belongs to nobody.
-void locate(const AttentionArgs& args, const Item& item, int64_t at, Chunk& chunk) {
-  const Range seen{std::max(item.first_key - at, int64_t{0}),
-                   std::min<int64_t>(item.end_key - at, CHUNK)};
-  chunk.at = at;
-  chunk.range = {seen.first_vector() * LANES, seen.end_vector() * LANES};
-  for (int64_t n = chunk.range.begin; n < seen.begin; n++)
-    chunk.keys[n] = chunk.values[n] = NOTHING;
-  for (int64_t n = seen.end; n < chunk.range.end; n++) chunk.keys[n] = chunk.values[n] = NOTHING;
-  const int64_t stride = args.num_kv_heads * args.head_dim;
-  const int64_t block_tokens = args.tables->block_tokens;
-  for (int64_t n = seen.begin; n < seen.end;) {
-    int64_t offset = cell_of(*args.tables, item.span->slot, at + n) * stride +
-                     item.head * args.head_dim;
-    const int64_t left = block_tokens - (at + n) % block_tokens;
-    for (const int64_t end = std::min(seen.end, n + left); n < end; n++, offset += stride) {
-      chunk.keys[n] = args.k + offset;
-      chunk.values[n] = args.v + offset;
-    }
-  }
-}
-
-int64_t first_chunk(const Item& item) { return item.first_key / CHUNK * CHUNK; }
 
 void prefetch_row(const bf16* row, int64_t size) {
   for (int64_t i = 0; i < size; i += 64 / sizeof(bf16)) prefetch(row + i);
@@ -147,19 +99,28 @@ class Attention {
   // `next`: what is likely computed after it, whose first keys are fetched ahead; or null.
   void run(const Item* next) {
     begin();
-    Chunk *chunk = &s_.chunks[0], *ahead = &s_.chunks[1];
-    locate(args_, item_, first_chunk(item_), *chunk);
-    for (int64_t at = chunk->at; at < item_.end_key; at += CHUNK, std::swap(chunk, ahead)) {
-      if (at + CHUNK < item_.end_key)
-        locate(args_, item_, at + CHUNK, *ahead);
-      else if (next)
-        locate(args_, *next, first_chunk(*next), *ahead);
-      else
-        ahead->range = {};
-      if (!direct_) pack(*chunk, *ahead);
-      for (int64_t row = 0; row < item_.num_rows; row += TILE_ROWS)
-        add_chunk(*chunk, *ahead, row, std::min<int64_t>(TILE_ROWS, item_.num_rows - row));
-    }
+    each_chunk(0, num_chunks(item_), next, [&](const Chunk& chunk, const Chunk& ahead, int64_t) {
+      for (int64_t row = 0; row < item_.num_rows; row += TILE_ROWS) {
+        const int64_t count = std::min<int64_t>(TILE_ROWS, item_.num_rows - row);
+        if (compute(chunk, ahead, row, count)) merge(row, count);
+      }
+    });
+    finish();
+  }
+
+  // As much of an item of one tile: its chunks from `first` to before `end`, each by itself.
+  void run_part(int64_t first, int64_t end, Results& results) {
+    begin();
+    each_chunk(first, end, nullptr, [&](const Chunk& chunk, const Chunk& ahead, int64_t n) {
+      results.put(n, s_, compute(chunk, ahead, 0, item_.num_rows));
+    });
+  }
+
+  // What `run` would have found, of all parts.
+  void run_merge(Results& results) {
+    begin();
+    for (int64_t n = 0; n < num_chunks(item_); n++)
+      if (results.take(n, s_)) merge(0, item_.num_rows);
     finish();
   }
 
@@ -182,6 +143,24 @@ class Attention {
     std::fill_n(s_.mixed, item_.num_rows * columns_, 0.0f);
   }
 
+  // Calls act(chunk, the one after it, number) for some chunks of the item, in order.
+  template <class Act>
+  void each_chunk(int64_t first, int64_t end, const Item* next, const Act& act) {
+    Chunk *chunk = &s_.chunks[0], *ahead = &s_.chunks[1];
+    const int64_t begin = first_chunk(item_);
+    if (first < end) locate(args_, item_, begin + first * CHUNK, *chunk);
+    for (int64_t n = first; n < end; n++, std::swap(chunk, ahead)) {
+      if (n + 1 < end)
+        locate(args_, item_, begin + (n + 1) * CHUNK, *ahead);
+      else if (next)
+        locate(args_, *next, first_chunk(*next), *ahead);
+      else
+        ahead->range = {};
+      if (!direct_) pack(*chunk, *ahead);
+      act(*chunk, *ahead, n);
+    }
+  }
+
   // Lays out the keys and values of a chunk, and fetches those of another.
   void pack(const Chunk& chunk, const Chunk& ahead) {
     for (int64_t n = 0; n < CHUNK; n += LANES) {
@@ -202,11 +181,12 @@ class Attention {
     return chunk.range.begin <= n && n < chunk.range.end;
   }
 
-  // Adds a chunk to `count` <= TILE_ROWS rows; fetches `ahead`, where it is not packed by now.
-  void add_chunk(const Chunk& chunk, const Chunk& ahead, int64_t row, int64_t count) {
+  // What `count` <= TILE_ROWS rows find in a chunk, if they see any of it; fetches `ahead`, where
+  // it is not packed by now.
+  bool compute(const Chunk& chunk, const Chunk& ahead, int64_t row, int64_t count) {
     const Range seen{std::max(s_.oldest[row] - chunk.at, int64_t{0}),
                      std::min<int64_t>(s_.newest[row + count - 1] + 1 - chunk.at, CHUNK)};
-    if (seen.begin >= seen.end) return;
+    if (seen.begin >= seen.end) return false;
     const int64_t first = seen.first_vector(), vectors = seen.end_vector() - first;
     if (direct_)
       score_directly(chunk, ahead, count, first, vectors);
@@ -231,7 +211,7 @@ class Attention {
       mix_directly(chunk, ahead, count, first, vectors);
     else
       mix(count, first, vectors);
-    merge(row, count);
+    return true;
   }
 
   // The values by the weights, of `vectors` vectors of keys from `first` on.
@@ -298,7 +278,7 @@ class Attention {
     for (int64_t n = std::max(begin, ahead.range.begin); n < end; n++) prefetch_row(rows[n], size_);
   }
 
-  // Adds what add_chunk found to the running sums.
+  // Adds what `compute` found to the running sums.
   void merge(int64_t row, int64_t count) {
     float factors[LANES];
     store(factors, factor_of(load(s_.tops + row), load(s_.chunk_tops)));
@@ -336,11 +316,60 @@ class Attention {
   bool direct_;      // few rows: what is packed would be read once
 };
 
+// Where threads meet that compute parts of items; all counts are 0 between operations.
+struct Shared {
+  std::atomic<int64_t> finished[MAX_THREADS * PARTS_A_THREAD];  // parts, of each item
+  alignas(64) float results[(SCRATCH_BYTES - 8 * MAX_THREADS * PARTS_A_THREAD) / sizeof(float)];
+};
+static_assert(sizeof(Shared) <= SCRATCH_BYTES);
+
+// Items of one tile over their keys, where there are too few of them to keep all threads busy.
+class Split {
+ public:
+  Split(const AttentionArgs& args, const Items& items, Worker& worker)
+      : args_(args), items_(items), worker_(worker), rows_(items.most_rows()) {
+    const int64_t wanted = PARTS_A_THREAD * worker.count, size = items.size();
+    if (worker.count == 1 || size >= wanted || rows_ > TILE_ROWS) return;
+    for (int64_t n = 0; n < size; n++) chunks_ = std::max(chunks_, num_chunks(items.at(n)));
+    if (size * item_floats() <= std::ssize(shared().results))
+      parts_ = std::min(chunks_, (wanted + size - 1) / size);
+  }
+
+  bool pays() const { return parts_ > 1; }
+
+  void run(Scratch& scratch) {
+    for (Share share(worker_, items_.size() * parts_); share.next();) {
+      const int64_t n = share.item / parts_, part = share.item % parts_;
+      const Item item = items_.at(n);
+      const int64_t chunks = num_chunks(item);
+      Results results(shared().results + n * item_floats(), item.num_rows, columns());
+      Attention(args_, item, scratch)
+          .run_part(chunks * part / parts_, chunks * (part + 1) / parts_, results);
+      if (shared().finished[n].fetch_add(1, std::memory_order_acq_rel) + 1 < parts_) continue;
+      shared().finished[n].store(0, std::memory_order_relaxed);
+      Attention(args_, item, scratch).run_merge(results);
+    }
+  }
+
+ private:
+  Shared& shared() const { return *reinterpret_cast<Shared*>(worker_.shared); }
+  int64_t columns() const { return up_to(LANES, args_.head_dim); }
+  int64_t item_floats() const { return chunks_ * Results::chunk_floats(rows_, columns()); }
+
+  const AttentionArgs& args_;
+  const Items& items_;
+  Worker& worker_;
+  int64_t rows_;
+  int64_t chunks_ = 0;  // the most that an item has
+  int64_t parts_ = 1;   // of an item
+};
+
 }  // namespace
 
 void attention(const AttentionArgs& args, Worker& worker) {
   Scratch& scratch = *reinterpret_cast<Scratch*>(worker.scratch);
   const Items items(args);
+  if (Split split(args, items, worker); split.pays()) return split.run(scratch);
   for (Share share(worker, items.size()); share.next();) {
     const Item item = items.at(share.item);
     const bool last = share.item + 1 == items.size();

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <cstring>
 
 #include "ops.h"
 
@@ -41,6 +42,8 @@ int64_t now() {
 }  // namespace
 
 Pool::Pool(int num_threads) : num_threads_(num_threads), heads_(num_threads) {
+  shared_ = static_cast<char*>(std::aligned_alloc(64, SCRATCH_BYTES));
+  std::memset(shared_, 0, SCRATCH_BYTES);
   for (int n = 0; n < num_threads; n++)
     scratch_.push_back(static_cast<char*>(std::aligned_alloc(64, SCRATCH_BYTES)));
   for (int n = 1; n < num_threads; n++) threads_.emplace_back([this, n] { serve(n); });
@@ -52,6 +55,7 @@ Pool::~Pool() {
   passes_.notify_all();
   for (auto& thread : threads_) thread.join();
   for (char* scratch : scratch_) std::free(scratch);
+  std::free(shared_);
 }
 
 void Pool::run(const Entry* entries, int64_t num_entries, int count, int64_t* nanoseconds) {
@@ -82,7 +86,7 @@ void Pool::pass(int index, int count) {
   const Entry* entries = entries_;
   const int64_t num_entries = num_entries_;
   int64_t* nanoseconds = index == 0 ? nanoseconds_ : nullptr;
-  Worker worker{index, count, scratch_[index], heads_.data()};
+  Worker worker{index, count, scratch_[index], shared_, heads_.data()};
   int64_t began = nanoseconds ? now() : 0;
   for (int64_t n = 0; n < num_entries; n++) {
     OPERATIONS[entries[n].kind](entries[n].args, worker);

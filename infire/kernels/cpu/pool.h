@@ -21,6 +21,7 @@ struct Worker {
   int index = 0;
   int count = 1;            // threads that take part in this pass
   char* scratch = nullptr;  // SCRATCH_BYTES, 64-byte aligned
+  char* shared = nullptr;   // as much for all threads together, of one operation; at first 0
   Head* heads = nullptr;    // one a thread; 0 at the beginning of each operation
 };
 
@@ -78,6 +79,7 @@ class Pool {
   std::vector<std::thread> threads_;
   std::vector<Head> heads_;
   std::vector<char*> scratch_;
+  char* shared_;
 
   const Entry* entries_ = nullptr;
   int64_t num_entries_ = 0;
