@@ -16,8 +16,6 @@ constexpr int64_t PACKED_ROWS = 4;  // up to which decoding in registers pays
 constexpr int64_t MANY_PAIRS = INFIRE_AVX512 ? 1024 : 192, SOME_PAIRS = 96;
 constexpr int64_t SOME_ROWS = 48;
 constexpr int64_t BLOCK_ROWS = 1024;  // whose sums are kept while a long chain is continued
-// Inputs of floats, four bytes each, are kept in the L2 cache for some strips after each other.
-constexpr int64_t BLOCK_BYTES = 256 << 10, BLOCK_STRIPS = 8;
 constexpr int64_t PANEL_BYTES = WIDE * MANY_PAIRS * PANEL_PAIR_BYTES;
 static_assert(PANEL_BYTES + BLOCK_ROWS * WIDE * VECTOR_BYTES <= SCRATCH_BYTES);
 
@@ -67,34 +65,19 @@ void multiply_panel(const Matrix& matrix, int64_t first_strip, const Input* x, i
   }
 }
 
-// Rows that are multiplied with some strips before others are looked at.
-inline int64_t block_rows(const Matrix& matrix) {
-  if (INFIRE_AVX512) return BLOCK_ROWS;
-  const int64_t fit = BLOCK_BYTES / (2 * matrix.num_pairs * sizeof(Input));
-  return std::clamp<int64_t>(fit / MOST_TILE * MOST_TILE, 8 * MOST_TILE, BLOCK_ROWS);
-}
-
-// Strips of an item: for many rows a few more, as long as there are items for all threads.
-inline int64_t item_strips(const Matrix& matrix, int64_t num_rows, int count) {
-  if (num_rows <= FEW_ROWS) return WIDE;
-  if (INFIRE_AVX512 || num_rows <= block_rows(matrix)) return NARROW;
-  return std::clamp<int64_t>(matrix.num_strips / (6 * count), NARROW, BLOCK_STRIPS);
-}
-
 // Calls done(row, first output, results, how many) for all of x W^T.
 template <class Done>
 void multiply(const Matrix& matrix, const Input* x, int64_t ld_x, int64_t num_rows,
               const Done& done, Worker& worker) {
-  const int64_t width = item_strips(matrix, num_rows, worker.count);
-  const int64_t block = block_rows(matrix);
+  const int64_t width = num_rows <= FEW_ROWS ? WIDE : NARROW;
   const int64_t items = (matrix.num_strips + width - 1) / width;
   for (Share share(worker, items); share.next();) {
     const int64_t strip = share.item * width;
     const int64_t end = std::min(strip + width, matrix.num_strips);
-    for (int64_t row = 0; row < num_rows; row += block) {
-      const int64_t rows = std::min(block, num_rows - row);
+    for (int64_t row = 0; row < num_rows; row += BLOCK_ROWS) {
+      const int64_t rows = std::min(BLOCK_ROWS, num_rows - row);
       int64_t at = strip;
-      if (num_rows <= FEW_ROWS && at + WIDE <= end) {
+      if (width == WIDE && at + WIDE <= end) {
         multiply_panel<WIDE>(matrix, at, x, ld_x, row, rows, done, worker.scratch);
         at += WIDE;
       }
