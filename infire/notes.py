@@ -80,7 +80,7 @@ class Refused(Struct, frozen=True, tag="refused"):
 Answer = Exported | Adopted | Refused
 
 
-class Gauges(Struct, frozen=True, kw_only=True):
+class Gauges(Struct, frozen=True, kw_only=True, array_like=True):
     """The engine between two steps."""
 
     step: int  # steps made since start

@@ -31,6 +31,18 @@ void multiply_few(const Matrix& matrix, int64_t strip, const Input* x, int64_t l
   }
 }
 
+// What is decoded after some strips' pairs before `pair`: more of them, or of those that follow,
+// which are likely this thread's next.
+inline Ahead ahead_of(const Matrix& matrix, int64_t strip, int64_t num_strips, int64_t pair) {
+  if (pair == matrix.num_pairs) {
+    strip += num_strips;
+    pair = 0;
+  }
+  const int64_t stride = strip_bytes(matrix);
+  const int64_t pair_bytes = matrix.format == BF16 ? PAIR_BYTES : GROUP_BYTES / GROUP_PAIRS;
+  return {matrix.data + strip * stride + pair * pair_bytes, stride, pair_bytes};
+}
+
 template <int STRIPS, class Done>
 void multiply_panel(const Matrix& matrix, int64_t first_strip, const Input* x, int64_t ld_x,
                     int64_t first_row, int64_t num_rows, const Done& done, char* scratch) {
@@ -54,12 +66,15 @@ void multiply_panel(const Matrix& matrix, int64_t first_strip, const Input* x, i
     if (decoded) decode_panel(matrix, first_strip, STRIPS, pair, pairs, panel);
     const uint8_t* weights = decoded ? panel : matrix.data + first_strip * strip_bytes(matrix);
     const int64_t stride = (decoded ? pairs : matrix.num_pairs) * PANEL_PAIR_BYTES;
+    const Ahead ahead = decoded ? ahead_of(matrix, first_strip, STRIPS, pair + pairs)
+                                : Ahead{weights + PREFETCH_BYTES, stride, PAIR_BYTES};
     for (int64_t tile = 0; tile < tiles; tile++) {
       const int64_t begin = num_rows * tile / tiles, rows = num_rows * (tile + 1) / tiles - begin;
       const Input* inputs = x + (first_row + begin) * ld_x + 2 * pair;
       float* results = sums + (step < matrix.num_pairs ? begin * STRIPS * LANES : 0);
       tile_of<STRIPS>(rows, std::make_integer_sequence<int, most_rows>())(
-          weights, stride, pairs, inputs, ld_x, results, pair == 0, decoded ? 0 : PREFETCH_BYTES);
+          weights, stride, pairs, inputs, ld_x, results, pair == 0,
+          decoded && tile ? Ahead{panel, 0, 0} : ahead);
       if (pair + pairs == matrix.num_pairs) give(first_row + begin, rows, results);
     }
   }

@@ -40,11 +40,9 @@ inline void widen_strip(const uint8_t* at, int64_t pairs, uint8_t* out) {
     store_pair(out + pair * PANEL_PAIR_BYTES, load_words(at + pair * PAIR_BYTES));
 }
 
-// Pairs of one 12-bit strip, without what its exceptions say; fetches what lies `ahead`.
-inline void decode_strip(const uint8_t* at, Half bases, int64_t pairs, int64_t ahead,
-                         uint8_t* out) {
+// Pairs of one 12-bit strip, without what its exceptions say.
+inline void decode_strip(const uint8_t* at, Half bases, int64_t pairs, uint8_t* out) {
   for (int64_t pair = 0; pair < pairs; pair += GROUP_PAIRS, at += GROUP_BYTES) {
-    for (int line = 0; line < 3; line++) prefetch(at + ahead + 64 * line);
     const Half codes = codes_of(at);
     uint8_t* to = out + pair * PANEL_PAIR_BYTES;
     store_pair(to, decode_pair<0>(at, codes, bases));
@@ -79,12 +77,8 @@ inline void decode_panel(const Matrix& matrix, int64_t first_strip, int64_t num_
       widen_strip(at + first_pair * PAIR_BYTES, pairs, out);
       continue;
     }
-    const int64_t offset = first_pair / GROUP_PAIRS * GROUP_BYTES;
-    // The next part of this strip, or the first of those that this thread likely decodes next.
-    const int64_t ahead = first_pair + 2 * pairs <= matrix.num_pairs
-                              ? pairs / GROUP_PAIRS * GROUP_BYTES
-                              : num_strips * stride - offset;
-    decode_strip(at + offset, bases_of(matrix.base + LANES * strip), pairs, ahead, out);
+    decode_strip(at + first_pair / GROUP_PAIRS * GROUP_BYTES,
+                 bases_of(matrix.base + LANES * strip), pairs, out);
     patch_strip(matrix, strip, first_pair, pairs, out);
   }
 }

@@ -86,7 +86,7 @@ void Pool::pass(int index, int count) {
   const Entry* entries = entries_;
   const int64_t num_entries = num_entries_;
   int64_t* nanoseconds = index == 0 ? nanoseconds_ : nullptr;
-  Worker worker{index, count, scratch_[index], shared_, heads_.data()};
+  Worker worker{index, count, scratch_[index], heads_.data(), shared_};
   int64_t began = nanoseconds ? now() : 0;
   for (int64_t n = 0; n < num_entries; n++) {
     OPERATIONS[entries[n].kind](entries[n].args, worker);

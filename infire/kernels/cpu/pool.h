@@ -21,8 +21,8 @@ struct Worker {
   int index = 0;
   int count = 1;            // threads that take part in this pass
   char* scratch = nullptr;  // SCRATCH_BYTES, 64-byte aligned
-  char* shared = nullptr;   // as much for all threads together, of one operation; at first 0
   Head* heads = nullptr;    // one a thread; 0 at the beginning of each operation
+  char* shared = nullptr;   // as much as scratch, for all threads of an operation; at first 0
 };
 
 // Hands out items 0 .. num_items - 1, each once over all threads: first a thread's own part, which

@@ -34,11 +34,20 @@ ALWAYS_INLINE F add_pair(F sum, U weights, const Input* x) {
 #endif
 }
 
+// What a tile fetches meanwhile, so much with each pair of each strip: memory works as long as
+// products do. (All at once, while a panel is decoded, it kept the core waiting.)
+struct Ahead {
+  const uint8_t* at;
+  int64_t strip_stride;
+  int64_t pair_stride;
+};
+
 // ROWS rows of x times STRIPS strips of a panel, for `pairs` input pairs; continues `sums`, which
 // is (ROWS, 16 * STRIPS), or begins them.
 template <int ROWS, int STRIPS>
 void multiply_tile(const uint8_t* panel, int64_t strip_stride, int64_t pairs, const Input* x,
-                   int64_t ld_x, float* sums, bool begin, int64_t ahead) {
+                   int64_t ld_x, float* sums, bool begin, const Ahead& next) {
+  const Ahead ahead = next;
   F acc[ROWS][STRIPS];
 #pragma GCC unroll 24
   for (int row = 0; row < ROWS; row++)
@@ -51,7 +60,7 @@ void multiply_tile(const uint8_t* panel, int64_t strip_stride, int64_t pairs, co
     for (int strip = 0; strip < STRIPS; strip++) {
       const uint8_t* at = panel + strip * strip_stride + PAIR_BYTES * pair;
       some[strip] = load_words(at);
-      prefetch(at + ahead);
+      prefetch(ahead.at + strip * ahead.strip_stride + pair * ahead.pair_stride);
     }
     for (int row = 0; row < ROWS; row++) {
       const U inputs = splat_word(static_cast<const void*>(x + row * ld_x + 2 * pair));
@@ -60,8 +69,11 @@ void multiply_tile(const uint8_t* panel, int64_t strip_stride, int64_t pairs, co
     }
   }
 #else
-  static_cast<void>(ahead);
   for (int64_t input = 0; input < 2 * pairs; input++) {
+    if (input % 2 == 0)
+#pragma GCC unroll 4
+      for (int strip = 0; strip < STRIPS; strip++)
+        prefetch(ahead.at + strip * ahead.strip_stride + input / 2 * ahead.pair_stride);
     F some[STRIPS];
 #pragma GCC unroll 4
     for (int strip = 0; strip < STRIPS; strip++)
@@ -83,7 +95,7 @@ void multiply_tile(const uint8_t* panel, int64_t strip_stride, int64_t pairs, co
 }
 
 using Tile = void (*)(const uint8_t*, int64_t, int64_t, const Input*, int64_t, float*, bool,
-                      int64_t);
+                      const Ahead&);
 
 // The tiles of 1 .. MOST_TILE / STRIPS rows.
 template <int STRIPS, int... ROWS>
