@@ -45,6 +45,7 @@ class _Seen:
     reported_at: float = -inf
     rtt_ms: float | None = None
     breaker: Breaker = field(default_factory=Breaker)
+    served: frozenset[str] = frozenset()
     reached: bool | None = None  # whether the last report came; None: not asked yet
 
     @property
@@ -60,6 +61,7 @@ class _Seen:
         else:
             self.rtt_ms += RTT_SHARE * (rtt_ms - self.rtt_ms)
         self.report, self.reported_at = report, now
+        self.served |= {model.model for model in report.models}
 
 
 class Watch:
@@ -95,6 +97,7 @@ class Watch:
                 rtt_ms=seen.rtt_ms,
                 connected=seen.link.connected,
                 breaker=seen.breaker,
+                served=seen.served,
             )
             for seen in self._seen.values()
         ]

@@ -33,6 +33,7 @@ class Known:
     rtt_ms: float | None = None
     connected: bool = False  # its link is up
     breaker: Breaker = field(default_factory=Breaker)
+    served: frozenset[str] = frozenset()  # models that any of its reports named
 
     def model(self, name: str) -> ModelReport | None:
         models = self.report.models if self.report else ()
@@ -88,6 +89,9 @@ def refusal(regions: Sequence[Known], model: str, now: float) -> Failure:
     serving = [known for known in regions if known.model(model)]
     if not any(known.report for known in regions):
         return Failure(Code.UNAVAILABLE, "no region has been reached yet", retry_after_s=1.0)
+    if not serving and any(model in known.served for known in regions):
+        detail = f"no region serves {model} at the moment"
+        return Failure(Code.UNAVAILABLE, detail, retry_after_s=1.0)
     if not serving:
         return Failure(Code.UNKNOWN_MODEL, f"No such model {model} or task")
     wait_s = min(known.breaker.wait_s(now) for known in serving)

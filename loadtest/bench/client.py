@@ -24,6 +24,7 @@ class Target:
     model: str
     token: str | None = None
     extra: Mapping[str, object] = field(default_factory=dict)  # of the body, beside the usual
+    marks_end: bool = True  # by [DONE]; without, an answer's usage is its end
 
 
 class Client:
@@ -45,7 +46,7 @@ class Client:
             "stream_options": {"include_usage": True},
             **target.extra,
         }
-        reader = StreamReader(perf_counter())
+        reader = StreamReader(perf_counter(), marks_end=target.marks_end)
         url = f"{target.url}/chat/completions"
         try:
             async with self._http.stream("POST", url, json=body) as response:

@@ -79,13 +79,12 @@ def shown(
         least_s = model.prefill_s(machine, prefill.num_tokens)
         limit = prefill.num_tokens / least_s if least_s else None
         rows.append(_row(f"prefill, {prefill.num_tokens} tokens", prefill.rate, limit))
-    gemm = f"{machine.gemm_rate / 1e9:.0f} GFLOP/s" if machine.gemm_rate else "not measured"
     return (
         markdown(["", "tok/s", "roofline, tok/s", "reached"], rows)
         + f"\n{figures.device}, {figures.dtype}, {figures.threads} threads; medians of "
         + f"{plan.repeats}. Start to first token {number(figures.start_s)} s. Peak memory with "
         + f"{plan.kv_tokens} tokens of KV touched {number(figures.peak_bytes / 1e6)} MB.\n"
-        + f"Memory is read at {machine.read_rate / 1e9:.1f} GB/s, BF16 GEMM: {gemm}.\n"
+        + f"Of this machine: {machine}.\n"
     )
 
 

@@ -65,18 +65,18 @@ class Engine:
                 del self._running[number]
 
 
-def pipeline(folder: str, kv_tokens: int, threads: int) -> Any:
-    """Continuous batching on the CPU: BF16 throughout, no prefix cache, prompts in chunks."""
+def pipeline(asked: argparse.Namespace) -> Any:
+    """Continuous batching on the CPU: no prefix cache, prompts in chunks."""
     scheduler = openvino_genai.SchedulerConfig()
-    scheduler.num_kv_blocks = -(-kv_tokens // BLOCK_TOKENS)
+    scheduler.num_kv_blocks = -(-asked.kv_tokens // BLOCK_TOKENS)
     scheduler.enable_prefix_caching = False
     scheduler.dynamic_split_fuse = True
     properties = {
-        "INFERENCE_PRECISION_HINT": "bf16",
-        "KV_CACHE_PRECISION": "bf16",  # else 8 bits, which is not what the others compute
-        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": asked.precision,
+        "KV_CACHE_PRECISION": asked.kv_precision,  # else 8 bits: not what the others compute
+        "INFERENCE_NUM_THREADS": asked.threads,
     }
-    return openvino_genai.ContinuousBatchingPipeline(folder, scheduler, "CPU", properties)
+    return openvino_genai.ContinuousBatchingPipeline(asked.model, scheduler, "CPU", properties)
 
 
 def main() -> None:
@@ -84,10 +84,12 @@ def main() -> None:
     flags.add_argument("--model", required=True)
     flags.add_argument("--kv-tokens", type=int, required=True)
     flags.add_argument("--threads", type=int, required=True)
+    flags.add_argument("--precision", choices=["bf16", "f32"], required=True)
+    flags.add_argument("--kv-precision", choices=["bf16", "f16", "f32"], required=True)
     asked = flags.parse_args()
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what the library prints is no news
-    engine = Engine(pipeline(asked.model, asked.kv_tokens, asked.threads), out)
+    engine = Engine(pipeline(asked), out)
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=read, args=(lines,), daemon=True).start()
     engine.say("ready")

@@ -119,7 +119,7 @@ class Chat:
         yield answer.frames(End(reason="length", usage=usage))
 
 
-def run(
+def run(  # noqa: PLR0913  one parameter a flag
     *,
     python: Annotated[str, typer.Option(help="The Python that has openvino_genai.")],
     model: Annotated[str, typer.Option(help="Folder that optimum-cli exported.")],
@@ -127,11 +127,14 @@ def run(
     port: Annotated[int, typer.Option()],
     kv_tokens: Annotated[int, typer.Option(min=1)] = 16384,
     threads: Annotated[int, typer.Option(min=1)] = 2,
+    precision: Annotated[str, typer.Option(help="Of arithmetic, as OpenVINO names it.")] = "bf16",
+    kv_precision: Annotated[str, typer.Option(help="Of keys and values.")] = "bf16",
 ) -> None:
     """Serve until told to stop."""
     chat = Chat(ModelText(read_assets(model_dir)))
     command = [python, str(PROGRAM), "--model", model]
     command += ["--kv-tokens", str(kv_tokens), "--threads", str(threads)]
+    command += ["--precision", precision, "--kv-precision", kv_precision]
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:

@@ -7,12 +7,9 @@ is written down at once; the table of all rounds goes into a Markdown file.
 
 from __future__ import annotations
 
-import platform
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -21,76 +18,21 @@ import anyio
 import msgspec
 import typer
 
-from loadtest.bench.client import client
-from loadtest.bench.measure import Plan, Served, measure, warm_up
-from loadtest.bench.ours import Ours, Refused
-from loadtest.bench.rounds import Round, notes, peers_table
+from loadtest.bench.interleaved import Record, Run
+from loadtest.bench.limits import limits_part
+from loadtest.bench.measure import Plan
+from loadtest.bench.ours import Ours
+from loadtest.bench.processor import machine, processor
+from loadtest.bench.roofline import measure_apart, read_model
+from loadtest.bench.rounds import notes, peers_table
 from loadtest.bench.serve import counts
-from loadtest.bench.servers import Contestant, NotUp, llama_cpp, openvino, vllm
-from loadtest.bench.streams import BrokenStream
+from loadtest.bench.servers import Contestant, llama_cpp, openvino, transformers, vllm
 from loadtest.bench.table import with_part
-from routing.errors import Failure
-from routing.keys import NoKey
 from routing.preflight import usable_cores
 
 README = Path(__file__).parents[1] / "README.md"
 PART = "peers"
-FAILURES = (NotUp, BrokenStream, Refused, Failure, NoKey, TimeoutError)  # of a server
-CPUINFO = Path("/proc/cpuinfo")
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """What is compared, how often, and where it is written down."""
-
-    contestants: tuple[Contestant, ...]
-    plan: Plan
-    rounds: int
-    memory_rounds: int
-    folder: Path  # logs, and rounds.jsonl with every measured round
-
-    @property
-    def log(self) -> Path:
-        return self.folder / "servers.log"
-
-    async def measure(self) -> list[Round]:
-        """Every round, each begun by another contestant."""
-        measured = []
-        for number in range(self.rounds):
-            first = number % len(self.contestants)
-            for contestant in (*self.contestants[first:], *self.contestants[:first]):
-                sys.stderr.write(f"round {number + 1} of {self.rounds}: {contestant.name}\n")
-                try:
-                    measured.append(await self._measure_one(contestant, number))
-                except* FAILURES as failures:
-                    sys.stderr.write(f"not measured: {failures.exceptions}\n")
-                else:
-                    with (self.folder / "rounds.jsonl").open("ab") as file:
-                        file.write(msgspec.json.encode(measured[-1]) + b"\n")
-        return sorted(measured, key=lambda one: (not one.ours, one.server))
-
-    async def _measure_one(self, contestant: Contestant, number: int) -> Round:
-        if number == 0:
-            await contestant.first_token_s(self.log)  # fills caches: of files, of compiled code
-        start_s = await contestant.first_token_s(self.log)
-        served = await self._served(contestant, number)
-        remembers = number < self.memory_rounds
-        return Round(
-            server=contestant.name,
-            version=contestant.version,
-            ours=isinstance(contestant, Ours),
-            round=number,
-            served=served,
-            start_s=start_s,
-            peak_bytes=await contestant.peak_bytes(self.log) if remembers else None,
-        )
-
-    async def _served(self, contestant: Contestant, number: int) -> Served:
-        async with contestant.serving(self.log) as target, client(target) as asking:
-            await warm_up(asking, self.plan)
-            return await measure(asking, self.plan, number)
 
 
 @app.command(help=__doc__)
@@ -109,7 +51,12 @@ def run(  # noqa: PLR0913  one parameter a flag
     openvino_python: Annotated[Path | None, typer.Option(help="And --openvino-model.")] = None,
     openvino_model: Annotated[Path | None, typer.Option(help="Made by optimum-cli.")] = None,
     vllm_python: Annotated[Path | None, typer.Option(help="That has vllm.")] = None,
-    vllm_preload: Annotated[Path | None, typer.Option(help="libtcmalloc_minimal.")] = None,
+    vllm_preload: Annotated[
+        str | None, typer.Option(help="libtcmalloc_minimal, libiomp5: joined by a colon.")
+    ] = None,
+    transformers_python: Annotated[
+        Path | None, typer.Option(help="That has transformers[serving].")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1)] = 3,
     memory_rounds: Annotated[int, typer.Option(min=0, help="With peak memory.")] = 1,
     concurrency: Annotated[str, typer.Option(help="Streams at once.")] = "1,4,8,16,32",
@@ -118,7 +65,7 @@ def run(  # noqa: PLR0913  one parameter a flag
     readme: Annotated[Path, typer.Option(help="Gets the table, between its marks.")] = README,
 ) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops what it started, as ^C does
-    threads = usable_cores()
+    threads, bf16 = usable_cores(), processor().computes_bf16
     folder = folder or Path(tempfile.mkdtemp(prefix="edgefire-peers-"))
     folder.mkdir(parents=True, exist_ok=True)
     contestants: list[Contestant] = [
@@ -127,9 +74,13 @@ def run(  # noqa: PLR0913  one parameter a flag
     if llama_server and llama_gguf:
         contestants.append(llama_cpp(llama_server, llama_gguf, threads))
     if openvino_python and openvino_model:
-        contestants.append(openvino(openvino_python, openvino_model, model_dir, threads))
+        contestants.append(
+            openvino(openvino_python, openvino_model, model_dir, threads=threads, bf16=bf16)
+        )
     if vllm_python:
-        contestants.append(vllm(vllm_python, vllm_preload, model_dir))
+        contestants.append(vllm(vllm_python, vllm_preload, model_dir, bf16=bf16))
+    if transformers_python:
+        contestants.append(transformers(transformers_python, model_dir, bf16=bf16))
     plan = Plan(concurrency=counts(concurrency), prefill_tokens=counts(prefill))
     with_part(readme.read_text(), PART, "")  # without the marks, let it fail now
     sys.stderr.write(f"Logs and figures: {folder}\n")
@@ -140,10 +91,14 @@ def run(  # noqa: PLR0913  one parameter a flag
         memory_rounds=memory_rounds,
         folder=folder,
     )
-    measured = anyio.run(planned.measure)
-    if not measured:
+    model = read_model(model_dir)
+    allowed = measure_apart(model, threads)
+    record = anyio.run(planned.measure)
+    if not record.rounds:
         sys.exit(f"no server could be measured: see {planned.log}")
-    part = report(measured, datetime.now(UTC), machine())
+    allowed = allowed.or_better(measure_apart(model, threads))
+    part = report(record, datetime.now(UTC), machine())
+    part += "\n" + limits_part(record.rounds, plan, model, allowed)
     sys.stdout.write(part)
     readme.write_text(with_part(readme.read_text(), PART, part))
 
@@ -164,25 +119,17 @@ def parse_ours(text: str, model_dir: Path, folder: Path, threads: int, body: str
     )
 
 
-def report(rounds: Sequence[Round], at: datetime, where: str) -> str:
+def report(record: Record, at: datetime, where: str) -> str:
     """The part of the README: when, where, what, the table and what it does not show."""
-    versions = {one.server: one.version for one in rounds}
+    rounds, missed = record.rounds, record.missed
+    versions = {one.server: one.version for one in missed}
+    versions = {one.server: one.version for one in rounds} | versions
     compared = "; ".join(f"{name} {version}" for name, version in versions.items())
     return (
-        f"{at:%Y-%m-%d}, {where}. {compared}.\n\n{peers_table(rounds)}\n"
-        + "\n".join(notes(rounds))
+        f"{at:%Y-%m-%d}, {where}. {compared}.\n\n{peers_table(rounds, missed)}\n"
+        + "\n".join(notes(rounds, missed))
         + "\n"
     )
-
-
-def machine() -> str:
-    """The processor and how many of its cores may be used."""
-    name = platform.processor() or platform.machine()
-    if CPUINFO.exists():
-        lines = CPUINFO.read_text().splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        name = names[0] if names else name
-    return f"{name}, {usable_cores()} cores"
 
 
 if __name__ == "__main__":

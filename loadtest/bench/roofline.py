@@ -1,7 +1,8 @@
 """What this machine's memory and arithmetic would allow, were nothing else in the way.
 
 Both are measured: how fast threads read memory that no cache holds, and how fast torch multiplies
-BF16 matrices of the model's own sizes. A step takes at least the longer of the two.
+matrices of the model's own sizes, in BF16 or in FP32, whichever is faster here. A step takes at
+least the longer of the two.
 """
 
 from __future__ import annotations
@@ -10,22 +11,40 @@ import ctypes
 import json
 import math
 import mmap
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
 
 READ_BYTES = 256 << 20  # each thread's own: far beyond any cache
 PASSES = 8  # of which the best counts: others use the machine, too
 GEMM_TOKENS = 512  # rows of the activations: a prefill step
+GEMM_PASSES, GEMM_S = 32, 3.0  # at most so many, begun within so long: BF16 is slow on some
+GEMM_DTYPES = {"BF16": "bfloat16", "FP32": "float32"}  # as torch names them
 HEADER_BYTES = 8  # of a safetensors file: the length of its JSON, little-endian
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     read_rate: float  # bytes a second, all threads together
-    gemm_rate: float | None  # FLOP a second in BF16; None without torch
+    gemm_rate: float | None  # FLOP a second; None without torch
+    gemm_dtype: str = "BF16"  # in which it was that fast
+
+    def or_better(self, other: Machine) -> Machine:
+        """The better of two measurements, figure by figure: others use the machine, too."""
+        faster = max(self, other, key=lambda one: one.gemm_rate or 0.0)
+        read_rate = max(self.read_rate, other.read_rate)
+        return Machine(
+            read_rate=read_rate, gemm_rate=faster.gemm_rate, gemm_dtype=faster.gemm_dtype
+        )
+
+    def __str__(self) -> str:
+        """Both rates, as a sentence's part."""
+        gemm = f"{self.gemm_rate / 1e9:.0f} GFLOP/s" if self.gemm_rate else "not measured"
+        read = f"memory is read at {self.read_rate / 1e9:.1f} GB/s"
+        return f"{read}, torch's {self.gemm_dtype} GEMM: {gemm}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +101,19 @@ def read_model(folder: Path) -> Model:
 
 
 def measure_machine(model: Model, threads: int) -> Machine:
-    """Takes a few seconds, and 256 MiB a thread."""
-    return Machine(read_rate=_read_rate(threads), gemm_rate=_gemm_rate(model, threads))
+    """Takes up to ten seconds, and 256 MiB a thread."""
+    read_rate = _read_rate(threads)
+    if find_spec("torch") is None:
+        return Machine(read_rate=read_rate, gemm_rate=None)
+    rates = {name: _gemm_rate(model, threads, dtype) for name, dtype in GEMM_DTYPES.items()}
+    best = max(rates, key=lambda name: rates[name])
+    return Machine(read_rate=read_rate, gemm_rate=rates[best], gemm_dtype=best)
+
+
+def measure_apart(model: Model, threads: int) -> Machine:
+    """`measure_machine` in a process of its own, with which its memory and torch's threads go."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(measure_machine, model, threads).result()
 
 
 def _read_rate(threads: int) -> float:
@@ -111,19 +141,19 @@ def _area() -> mmap.mmap:
     return area
 
 
-def _gemm_rate(model: Model, threads: int) -> float | None:
-    if find_spec("torch") is None:
-        return None
+def _gemm_rate(model: Model, threads: int, dtype: str) -> float:
     import torch  # seconds, and only here
 
     torch.set_num_threads(threads)
     pairs = [
-        (torch.randn(GEMM_TOKENS, k).bfloat16(), torch.randn(n, k).bfloat16())
+        tuple(torch.randn(size, k).to(getattr(torch, dtype)) for size in (GEMM_TOKENS, n))
         for n, k in model.layer_shapes
     ]
-    best_s = math.inf
-    for _ in range(PASSES * 4):
+    best_s, until = math.inf, perf_counter() + GEMM_S
+    for _ in range(GEMM_PASSES):
         began = perf_counter()
+        if began > until and best_s < math.inf:
+            break
         for rows, weight in pairs:
             torch.nn.functional.linear(rows, weight)
         best_s = min(best_s, perf_counter() - began)

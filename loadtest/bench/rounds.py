@@ -26,6 +26,16 @@ class Round(Struct, frozen=True, kw_only=True):
     peak_bytes: int | None = None  # with the KV in use; of ours a worker and its engine
 
 
+class Missed(Struct, frozen=True, kw_only=True):
+    """A round, or a part of it, in which a server could not be measured."""
+
+    server: str
+    version: str
+    round: int
+    what: str  # is missing: "figures", all of them, or "peak memory"
+    why: str
+
+
 class Column(Struct, frozen=True):
     """One figure of a round, None where it was not measured."""
 
@@ -37,8 +47,8 @@ class Column(Struct, frozen=True):
 def columns(rounds: Sequence[Round]) -> list[Column]:
     """Those that the rounds have figures for."""
     served = rounds[0].served
-    found = [_level_column(level.concurrency) for level in served.levels]
-    found += [_prefill_column(prefill.prompt_tokens) for prefill in served.prefills]
+    found = [level_column(level.concurrency) for level in served.levels]
+    found += [prefill_column(prefill.prompt_tokens) for prefill in served.prefills]
     if any(level.concurrency == GAPS_AT for level in served.levels):
         found += [
             Column(
@@ -50,34 +60,66 @@ def columns(rounds: Sequence[Round]) -> list[Column]:
     return [*found, Column("peak memory, MB", _peak_mb, False)]
 
 
-def peers_table(rounds: Sequence[Round]) -> str:
-    """A row a server, and one for each of ours over the best peer; medians with their range."""
+def level_column(concurrency: int) -> Column:
+    """Of so many streams at once."""
+    if concurrency == 1:
+        return Column("1 stream, decode tok/s", lambda one: _at(one, 1).decode_rate)
+    title = f"{concurrency}, output tok/s"
+    return Column(title, lambda one: _at(one, concurrency).output_rate)
+
+
+def prefill_column(num_tokens: int) -> Column:
+    """Of prompts of so many tokens."""
+
+    def rate(one: Round) -> float:
+        found = [each for each in one.served.prefills if each.prompt_tokens == num_tokens]
+        return found[0].rate
+
+    return Column(f"prefill {num_tokens:,}, tok/s", rate)
+
+
+def peers_table(rounds: Sequence[Round], missed: Sequence[Missed] = ()) -> str:
+    """A row a server, and one for each of ours over the best peer; medians with their range.
+
+    A server that was never measured has a row, too.
+    """
     shown = columns(rounds)
-    by_server: dict[str, list[Round]] = {one.server: [] for one in rounds}
+    every: list[Round | Missed] = [*rounds, *missed]
+    by_server: dict[str, list[Round]] = {one.server: [] for one in every}
     for one in rounds:
         by_server[one.server].append(one)
+    num_rounds = len({one.round for one in every})
     rows = [
-        [name, *(_cell(_figures(column, group)) for column in shown)]
+        [_row_name(name, group, num_rounds), *(_cell(_figures(one, group)) for one in shown)]
         for name, group in by_server.items()
     ]
-    peers = [group for group in by_server.values() if not group[0].ours]
-    for name, group in by_server.items():
+    measured = {name: group for name, group in by_server.items() if group}
+    peers = [group for group in measured.values() if not group[0].ours]
+    for name, group in measured.items():
         if group[0].ours and peers:
             ratios = [_ratio(column, group, peers) for column in shown]
             rows.append([f"{name} / best peer", *ratios])
     return markdown(["", *(column.title for column in shown)], rows)
 
 
-def notes(rounds: Sequence[Round]) -> list[str]:
+def notes(rounds: Sequence[Round], missed: Sequence[Missed] = ()) -> list[str]:
     """What the table does not show, a sentence each."""
-    counted = {one.round for one in rounds}
+    counted = {one.round for one in rounds} | {one.round for one in missed}
     short: Counter[str] = Counter()
     for one in rounds:
         short[one.server] += sum(level.num_short for level in one.served.levels)
     share = max(level.client_share for one in rounds for level in one.served.levels)
     said = [f"Rounds: {len(counted)}; medians, least and most in brackets."]
+    said += [
+        f"{one.server}, round {one.round + 1}: {one.what} not measured: {one.why}" for one in missed
+    ]
     said += [f"{name}: {num} answers ended early." for name, num in short.items() if num]
     return [*said, f"The measuring client took at most {100 * share:.0f} % of a core."]
+
+
+def _row_name(server: str, group: Sequence[Round], num_rounds: int) -> str:
+    """Says so when the row is not of all rounds."""
+    return server if len(group) == num_rounds else f"{server} ({len(group)} of {num_rounds} rounds)"
 
 
 def _figures(column: Column, group: Iterable[Round]) -> list[float]:
@@ -100,21 +142,6 @@ def _ratio(column: Column, ours: Sequence[Round], peers: Sequence[Sequence[Round
         return "-"
     best = max(medians) if column.more_is_better else min(medians)
     return f"{statistics.median(mine) / best:.2f}x"
-
-
-def _level_column(concurrency: int) -> Column:
-    if concurrency == 1:
-        return Column("1 stream, decode tok/s", lambda one: _at(one, 1).decode_rate)
-    title = f"{concurrency}, output tok/s"
-    return Column(title, lambda one: _at(one, concurrency).output_rate)
-
-
-def _prefill_column(num_tokens: int) -> Column:
-    def rate(one: Round) -> float:
-        found = [each for each in one.served.prefills if each.prompt_tokens == num_tokens]
-        return found[0].rate
-
-    return Column(f"prefill {num_tokens:,}, tok/s", rate)
 
 
 def _at(one: Round, concurrency: int) -> Level:

@@ -46,11 +46,16 @@ def run(  # noqa: PLR0913  one parameter a flag
     body: Annotated[str, typer.Option(help="JSON, added to every request.")] = (
         '{"ignore_eos": true}'
     ),
+    marks_end: Annotated[bool, typer.Option(help="Whether its streams end in [DONE].")] = True,
     seed: Annotated[int, typer.Option(help="Of prompts: another one, other prompts.")] = 0,
     json: Annotated[Path | None, typer.Option(help="Write the figures there, too.")] = None,
 ) -> None:
     target = Target(
-        url=url.rstrip("/"), model=model, token=token, extra=msgspec.json.decode(body, type=dict)
+        url=url.rstrip("/"),
+        model=model,
+        token=token,
+        extra=msgspec.json.decode(body, type=dict),
+        marks_end=marks_end,
     )
     plan = Plan(
         concurrency=counts(concurrency),

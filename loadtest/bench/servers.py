@@ -1,7 +1,7 @@
 """Servers to compare: each a process to start, a place to ask, and how to make it ready.
 
-What each needs to compute the same as the others, in BF16 and without a prefix cache, is said here
-once. Knows no measuring beyond the first token.
+What each needs to compute the same as the others, without a prefix cache and in BF16 or what is
+faster here and loses nothing, is said here once. Knows no measuring beyond the first token.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ FIRST_WORDS = 16  # of the first prompt of a new server
 KV_TOKENS = 16384  # reserved by every server
 FILLING = 8  # requests that use nearly all of them together
 FILLING_PROMPT, FILLING_OUTPUT = 1920, 96  # tokens; output enough to outlast the others' prompts
+VLLM_BLOCK_TOKENS = 128  # of KV, its own choice on a CPU
+TRANSFORMERS_BLOCK_TOKENS = 256  # of KV, as `transformers serve` has it
 _WORDS_ALLOWANCE = 64  # of a prompt's tokens, for a chat template
 
 
@@ -69,6 +71,7 @@ class Peer:
     words: Sequence[str]  # the command; {port} is put in
     model: str
     extra: Mapping[str, object] = field(default_factory=dict)  # of every request's body
+    marks_end: bool = True  # of an answer, by [DONE]
 
     @asynccontextmanager
     async def serving(self, log: Path) -> AsyncGenerator[Target, None]:
@@ -96,7 +99,8 @@ class Peer:
         return [word.replace("{port}", str(port)) for word in self.words]
 
     def _target(self, port: int) -> Target:
-        return Target(url=f"http://127.0.0.1:{port}/v1", model=self.model, extra=self.extra)
+        url = f"http://127.0.0.1:{port}/v1"
+        return Target(url=url, model=self.model, extra=self.extra, marks_end=self.marks_end)
 
 
 def llama_cpp(server: Path, gguf: Path, threads: int) -> Peer:
@@ -112,31 +116,63 @@ def llama_cpp(server: Path, gguf: Path, threads: int) -> Peer:
     )
 
 
-def openvino(python: Path, exported: Path, model_dir: Path, threads: int) -> Peer:
-    """OpenVINO GenAI's continuous batching behind `openvino_server`."""
+def openvino(python: Path, exported: Path, model_dir: Path, *, threads: int, bf16: bool) -> Peer:
+    """OpenVINO GenAI's continuous batching behind `openvino_server`.
+
+    Without instructions for BF16 it computes in FP32, with KV in FP16: it refuses KV in BF16 there.
+    """
+    precision, kv_precision = ("bf16", "bf16") if bf16 else ("f32", "f16")
     words = [sys.executable, "-m", "loadtest.bench.openvino_server", "--port", "{port}"]
     words += ["--python", str(python), "--model", str(exported), "--model-dir", str(model_dir)]
+    words += ["--precision", precision, "--kv-precision", kv_precision]
     said = _said([str(python), "-c", "import openvino_genai; print(openvino_genai.__version__)"])
     return Peer(
-        name="OpenVINO GenAI, BF16",
+        name=f"OpenVINO GenAI, {'BF16' if bf16 else 'FP32 with KV in FP16'}",
         version=said.partition("-")[0],
         words=[*words, "--kv-tokens", str(KV_TOKENS), "--threads", str(threads)],
         model="peer",
     )
 
 
-def vllm(python: Path, preload: Path | None, model_dir: Path) -> Peer:
-    """vLLM's CPU build; `preload` is the allocator that its documentation asks for."""
+def vllm(python: Path, preload: str | None, model_dir: Path, *, bf16: bool) -> Peer:
+    """vLLM's CPU build; `preload` is what its documentation asks for: an allocator and OpenMP.
+
+    Without instructions for BF16 it computes in FP32, as its BF16 is slower there. It gets every
+    core, as the others do: by itself it leaves one to its server.
+    """
     words = ["env", *([f"LD_PRELOAD={preload}"] if preload else []), "VLLM_CPU_KVCACHE_SPACE=1"]
+    words += ["VLLM_CPU_NUM_OF_RESERVED_CPU=0"]
     words += [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_dir)]
-    words += ["--served-model-name", "peer", "--dtype", "bfloat16", "--host", "127.0.0.1"]
-    words += ["--port", "{port}", "--no-enable-prefix-caching", "--max-num-seqs", "64"]
+    words += ["--served-model-name", "peer", "--dtype", _torch_dtype(bf16=bf16)]
+    words += ["--host", "127.0.0.1", "--port", "{port}"]
+    blocks = ["--block-size", str(VLLM_BLOCK_TOKENS)]
+    blocks += ["--num-gpu-blocks-override", str(KV_TOKENS // VLLM_BLOCK_TOKENS)]  # CPU's, too
     return Peer(
-        name="vLLM CPU, BF16",
+        name=f"vLLM CPU, {'BF16' if bf16 else 'FP32'}",
         version=_said([str(python), "-c", "import vllm; print(vllm.__version__)"]),
-        words=words,
+        words=[*words, "--no-enable-prefix-caching", "--max-num-seqs", "64", *blocks],
         model="peer",
         extra={"ignore_eos": True},
+    )
+
+
+def transformers(python: Path, model_dir: Path, *, bf16: bool) -> Peer:
+    """`transformers serve` with continuous batching, from the same environment as `python`.
+
+    Without instructions for BF16 it computes in FP32: torch's BF16 is several times slower there.
+    Blocks that prompts share cannot be switched off; these prompts share none.
+    """
+    words = [str(python.with_name("transformers")), "serve", str(model_dir), "--device", "cpu"]
+    words += ["--dtype", _torch_dtype(bf16=bf16), "--continuous-batching"]
+    words += ["--cb-num-blocks", str(KV_TOKENS // TRANSFORMERS_BLOCK_TOKENS)]
+    return Peer(
+        name=f"transformers serve, {'BF16' if bf16 else 'FP32'}",
+        version=_said([str(python), "-c", "import transformers as t; print(t.__version__)"]),
+        words=[*words, "--host", "127.0.0.1", "--port", "{port}"],
+        model=str(model_dir),  # it answers to no other name
+        # no ignore_eos, but a whole generation config, in which no id ends an answer
+        extra={"generation_config": '{"eos_token_id": -1, "do_sample": false}'},
+        marks_end=False,
     )
 
 
@@ -197,6 +233,10 @@ async def _fill(asking: Client) -> None:
         for seed in range(FILLING):
             words = prompt(seed, FILLING_PROMPT - _WORDS_ALLOWANCE)
             tasks.start_soon(asking.ask, words, FILLING_OUTPUT)
+
+
+def _torch_dtype(*, bf16: bool) -> str:
+    return "bfloat16" if bf16 else "float32"
 
 
 def _said(words: Sequence[str], mark: str = "") -> str:

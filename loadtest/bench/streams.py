@@ -54,8 +54,9 @@ class Answered:
 class StreamReader:
     """Takes in the bytes of one answer as they come."""
 
-    def __init__(self, sent: float) -> None:
+    def __init__(self, sent: float, *, marks_end: bool = True) -> None:
         self._sent = sent
+        self._marks_end = marks_end
         self._partial = b""
         self._texts: list[float] = []
         self._usage: dict[str, Any] = {}
@@ -70,7 +71,7 @@ class StreamReader:
 
     def end(self, now: float) -> Answered:
         """What was measured. BrokenStream of an answer without an end, a text or a usage."""
-        if not (self._done and self._texts and self._usage):
+        if not (self._texts and self._usage and (self._done or not self._marks_end)):
             raise BrokenStream(
                 f"{len(self._texts)} texts, usage {self._usage or 'missing'}, "
                 f"{'' if self._done else 'no '}[DONE]"

@@ -17,7 +17,14 @@ from routing.choose import STALE_S
 from routing.errors import Code, Failure
 from routing.health import State
 from routing.wire import TextAssets
-from tests.fakes.counting_region import ASSETS, OTHER_ASSETS, SECRET, CountingRegion, running
+from tests.fakes.counting_region import (
+    ASSETS,
+    MODEL,
+    OTHER_ASSETS,
+    SECRET,
+    CountingRegion,
+    running,
+)
 
 
 class Clock:
@@ -62,6 +69,17 @@ async def test_a_report_is_fetched_and_timed() -> None:
         [known] = watch.known()
         assert known.report is not None
         assert (known.report.room, known.reported_at) == (1, 1002.0)
+
+
+async def test_a_model_that_a_region_no_longer_names_is_remembered() -> None:
+    region = CountingRegion()
+    async with running(region), watching(region) as watch:
+        await until_connected(watch)
+        region.serves = False
+        await watch.refresh()
+        [known] = watch.known()
+        assert known.report is not None
+        assert (known.report.models, known.served) == ((), {MODEL})
 
 
 async def test_a_silent_region_keeps_its_last_report_and_grows_stale() -> None:

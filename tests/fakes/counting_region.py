@@ -52,6 +52,7 @@ class CountingRegion:
     name: str = "weur"
     place: Place = field(default_factory=lambda: Place(52.37, 4.90))
     room: int = 8
+    serves: bool = True  # its model; else none, as while its engines start again
     window: int = 8192
     model_digest: str = "m"
     assets: wire.TextAssets = ASSETS  # what it has
@@ -119,7 +120,11 @@ class CountingRegion:
             max_sequence_tokens=self.window,
         )
         report = RegionReport(
-            region=self.name, epoch=self.epoch, room=self.room, models=(model,), processes=()
+            region=self.name,
+            epoch=self.epoch,
+            room=self.room,
+            models=(model,) if self.serves else (),
+            processes=(),
         )
         return Response(msgspec.json.encode(report), media_type="application/json")
 

@@ -137,6 +137,8 @@ def test_a_refusal_says_what_is_wrong() -> None:
     assert refusal([], "m", NOW).code is Code.UNAVAILABLE
     assert refusal([unheard], "m", NOW).code is Code.UNAVAILABLE
     assert refusal(EVERYWHERE, "other", NOW).code is Code.UNKNOWN_MODEL
+    restarting = replace(known("weur", models=()), served=frozenset(["m"]))
+    assert refusal([restarting, known("neur", models=())], "m", NOW).code is Code.UNAVAILABLE
     dead = replace(known("weur"), breaker=Breaker(max_failures=1, cool_down_s=7).failed(NOW))
     failure = refusal([dead], "m", NOW)
     assert (failure.code, failure.retry_after_s) == (Code.UNAVAILABLE, 7.0)
