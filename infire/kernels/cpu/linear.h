@@ -84,7 +84,7 @@ void multiply_panel(const Matrix& matrix, int64_t first_strip, const Input* x, i
 template <class Done>
 void multiply(const Matrix& matrix, const Input* x, int64_t ld_x, int64_t num_rows,
               const Done& done, Worker& worker) {
-  const int64_t width = num_rows <= FEW_ROWS ? WIDE : NARROW;
+  const int64_t width = num_rows <= few_rows(matrix) ? WIDE : NARROW;
   const int64_t items = (matrix.num_strips + width - 1) / width;
   for (Share share(worker, items); share.next();) {
     const int64_t strip = share.item * width;

@@ -21,8 +21,15 @@ constexpr int WIDE = 2, NARROW = 1;
 constexpr int MOST_TILE = 2;  // a sum takes four registers of 16
 constexpr int WIDE = 2, NARROW = 1;
 #endif
-constexpr int64_t FEW_ROWS = INFIRE_AVX512 ? 3 : 2;  // up to which a wide panel's streams pay
 constexpr int64_t PREFETCH_BYTES = 1536;
+// Of 12 bits. With 8 floats a vector, decoding keeps a core too busy to look ahead by itself.
+constexpr int64_t PACKED_PREFETCH_BYTES = INFIRE_AVX512 ? PREFETCH_BYTES : 6144;
+
+// Up to how many rows the streams of a wide panel pay.
+inline int64_t few_rows(const Matrix& matrix) {
+  if (INFIRE_AVX512) return 3;
+  return matrix.format == BF16 ? 2 : 0;  // decoding has work enough for one stream
+}
 
 // sum += the products of an input pair of one row.
 ALWAYS_INLINE F add_pair(F sum, U weights, const Input* x) {
@@ -172,7 +179,7 @@ class FewRows {
 #pragma GCC unroll 4
         for (int strip = 0; strip < STRIPS; strip++) {
           const uint8_t* from = at + strip * stride_;
-          for (int line = 0; line < 3; line++) prefetch(from + PREFETCH_BYTES + 64 * line);
+          for (int line = 0; line < 3; line++) prefetch(from + PACKED_PREFETCH_BYTES + 64 * line);
           add_group(acc, strip, from, bases[strip], x);
         }
       }
