@@ -95,6 +95,7 @@ class Engine:
         if plan:
             steps = self._scheduler.commit(plan, self._runner.run(plan))
             self._step_s = self._clock() - began
+            self._scheduler.took(plan, self._step_s)
         elif not self._answers:
             return None
         answers, self._answers = tuple(self._answers), []

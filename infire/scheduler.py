@@ -20,6 +20,7 @@ from infire.notes import Gauges
 from infire.plan import Row, RowResult, StepPlan
 from infire.request import Sequence, Step
 from infire.speculate import Drafter
+from infire.step_times import StepTimes
 from infire.tenants import Tenants
 
 
@@ -56,6 +57,7 @@ class Scheduler:
         self._flight: list[Entry] = []  # entries of the rows of the plan in flight
         self._planned: list[Entry] = []  # of the plan being made
         self._budget = 0  # tokens left of the plan being made
+        self._times = StepTimes()
         self._num_arrived = 0
         self._num_steps = 0
         self._num_prompt_computed = 0
@@ -184,6 +186,14 @@ class Scheduler:
                 steps.append(step)
         return steps
 
+    def took(self, plan: StepPlan, seconds: float) -> None:
+        """How long a plan took: what drafts cost is learned from those that could have had some."""
+        num_tokens = sum(row.num_new + len(row.draft_ids) for row in plan.rows)
+        if num_tokens <= self._limits.max_drafted_tokens and all(
+            row.sample and row.num_new == 1 for row in plan.rows
+        ):
+            self._times.learn(num_tokens, seconds)
+
     def gauges(self, step_s: float = 0.0) -> Gauges:
         return Gauges(
             step=self._num_steps,
@@ -226,15 +236,28 @@ class Scheduler:
             self._planned.append(entry)
 
     def _propose(self) -> None:
-        """Add drafts to the rows of a small step, the same number to each at most."""
+        """Add drafts to the rows of a small step, the same number to each at most.
+
+        As many as pay, if drafts turn out right as often as they did lately.
+        """
         limits, planned = self._limits, self._planned
         num_tokens = limits.max_step_tokens - self._budget
         spare = min(self._budget, limits.max_drafted_tokens - num_tokens)
         if not limits.max_draft_ids or len(planned) > spare:
             return
-        for entry in planned:
-            if entry.drafter and entry.seq.num_computed + 1 == len(entry.seq.token_ids):
-                self._draft(entry, entry.drafter, spare // len(planned))
+        drafting = [
+            (entry, entry.drafter)
+            for entry in planned
+            if entry.drafter and entry.seq.num_computed + 1 == len(entry.seq.token_ids)
+        ]
+        if not drafting:
+            return
+        share = sum(drafter.share for _, drafter in drafting) / len(drafting)
+        most = spare // len(planned)
+        while most and self._times.price(len(planned), len(drafting) * most) >= share:
+            most //= 2
+        for entry, drafter in drafting if most else ():
+            self._draft(entry, drafter, most)
 
     def _draft(self, entry: Entry, drafter: Drafter, most: int) -> None:
         """Propose up to `most` ids, but no more than leave room for one id after them."""

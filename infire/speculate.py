@@ -21,9 +21,8 @@ _MOST_PLACES = 8
 # It begins where a first proposal is half as long as it may be.
 _FIRST_SHARE = 0.5
 _NEWEST_WEIGHT = 0.2
-# On 2 cores a verified id costs about a tenth of a step that computes one row (0.9 ms of
-# arithmetic beside 9 ms of reading weights), and a bit more for the rows beside it: below a share
-# of 1 in 5 it hardly pays.
+# Below it a sequence proposes nothing, however little a draft costs (which is for
+# `infire.step_times` to know): looking for one costs, too.
 _LEAST_SHARE = 0.2
 # Then nothing is proposed for so many ids, twice as many after each vain probe. A probe is a
 # proposal or two of 1 or 2 ids: at the worst 1 % of the work, for a text that turns repetitive.
@@ -82,6 +81,11 @@ class Drafter:
         self._share = _FIRST_SHARE
         self._pause = _FIRST_PAUSE
         self._resume_at = 0  # length of the sequence from which on it proposes again
+
+    @property
+    def share(self) -> float:
+        """Of the ids proposed lately, how many were right."""
+        return self._share
 
     def propose(self, token_ids: Seq[int], most: int) -> tuple[int, ...]:
         """Up to `most` ids that may follow `token_ids`, which begins as at the last call."""

@@ -22,7 +22,7 @@ from loadtest.bench.interleaved import Record, Run
 from loadtest.bench.limits import limits_part
 from loadtest.bench.measure import Plan
 from loadtest.bench.ours import Ours
-from loadtest.bench.processor import machine, processor
+from loadtest.bench.processor import Processor, machine, processor
 from loadtest.bench.roofline import measure_apart, read_model
 from loadtest.bench.rounds import notes, peers_table
 from loadtest.bench.serve import counts
@@ -31,7 +31,6 @@ from loadtest.bench.table import with_part
 from routing.preflight import usable_cores
 
 README = Path(__file__).parents[1] / "README.md"
-PART = "peers"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -82,7 +81,8 @@ def run(  # noqa: PLR0913  one parameter a flag
     if transformers_python:
         contestants.append(transformers(transformers_python, model_dir, bf16=bf16))
     plan = Plan(concurrency=counts(concurrency), prefill_tokens=counts(prefill))
-    with_part(readme.read_text(), PART, "")  # without the marks, let it fail now
+    name = part_name(processor())
+    with_part(readme.read_text(), name, "")  # without the marks, let it fail now
     sys.stderr.write(f"Logs and figures: {folder}\n")
     planned = Run(
         contestants=tuple(contestants),
@@ -100,7 +100,12 @@ def run(  # noqa: PLR0913  one parameter a flag
     part = report(record, datetime.now(UTC), machine())
     part += "\n" + limits_part(record.rounds, plan, model, allowed)
     sys.stdout.write(part)
-    readme.write_text(with_part(readme.read_text(), PART, part))
+    readme.write_text(with_part(readme.read_text(), name, part))
+
+
+def part_name(machine: Processor) -> str:
+    """A table for each kind of processor: figures of one say little of another."""
+    return f"peers, {machine.instructions or 'other processors'}"
 
 
 def parse_ours(text: str, model_dir: Path, folder: Path, threads: int, body: str) -> Ours:

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from infire.admission import Limits
+from infire.plan import Row, StepPlan
 from infire.request import Grammar, Sequence
 from tests.fakes.sequences import counted, sequence, sequence_of
 from tests.infire.scheduling import Rig
@@ -100,6 +101,34 @@ def test_a_row_shares_what_a_small_step_has_left() -> None:
             rig.scheduler.add(sequence_of(f"r{n}", REPEATS, 60))
         most = max(len(row.draft_ids) for plan in rig.plans(8) for row in plan.rows)
         assert most == expected
+
+
+def test_drafts_that_do_not_pay_are_not_made() -> None:
+    """Half of the first drafts are expected to be right."""
+    for seconds, expected in ((0.013, 3), (0.030, 1), (0.080, 0)):  # of a step of 16 tokens
+        rig = Rig(200, period=PERIOD)
+        for n in range(4):
+            rig.scheduler.add(sequence_of(f"r{n}", REPEATS, 60))
+        rig.plans(2)  # prompts
+        for num_tokens, took in ((4, 0.010), (8, 0.011 if expected else 0.070), (16, seconds)) * 3:
+            rig.scheduler.took(decoding(num_tokens), took)
+        assert [len(ids) for ids in drafts(rig)] == [expected] * 4
+
+
+def decoding(num_tokens: int) -> StepPlan:
+    """A step with one token for each of so many rows."""
+    row = Row(slot=0, start=9, num_new=1, ids=(1,), new_blocks=((),), sample=True)
+    return StepPlan(step=1, rows=(row,) * num_tokens)
+
+
+def test_prompts_do_not_tell_what_drafts_cost() -> None:
+    rig = Rig(200, period=PERIOD)
+    rig.scheduler.add(sequence_of("a", REPEATS, 60))
+    plan = rig.plan()
+    for _ in range(5):
+        rig.scheduler.took(plan, 9.0)
+    rig.finish(plan)
+    assert len(drafts(rig)[0]) == 3
 
 
 def test_no_drafts_beside_a_prompt() -> None:

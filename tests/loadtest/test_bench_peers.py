@@ -14,11 +14,12 @@ from loadtest.bench import interleaved, servers
 from loadtest.bench.client import Client, Target
 from loadtest.bench.interleaved import Record, Run, why
 from loadtest.bench.measure import Level, Plan, Served
-from loadtest.bench.peers import report
+from loadtest.bench.peers import README, part_name, report
 from loadtest.bench.processor import Processor, processor
 from loadtest.bench.rounds import Missed, Round
 from loadtest.bench.servers import NotUp
 from loadtest.bench.streams import BrokenStream
+from loadtest.bench.table import with_part
 
 LEVEL = Level(
     concurrency=1,
@@ -201,3 +202,9 @@ def test_peers_compute_in_bf16_only_where_the_processor_does(
     openvino = servers.openvino(python, tmp_path, tmp_path, threads=2, bf16=False)
     assert openvino.name == "OpenVINO GenAI, FP32 with KV in FP16"
     assert openvino.words[openvino.words.index("--precision") + 1] == "f32"
+
+
+@pytest.mark.parametrize("flag", ["avx2", "avx512_bf16"])
+def test_each_kind_of_processor_has_a_table_of_its_own(flag: str) -> None:
+    text, name = README.read_text(), part_name(Processor("one", frozenset([flag])))
+    assert with_part(text, name, "figures\n").count("figures\n") == text.count("figures\n") + 1

@@ -4,7 +4,8 @@
 // the step. A chunk is computed relative to its own largest score and then added to what came
 // before it, always by the same formula, and what a token does not see has a weight of exactly 0.
 // So a result is the same bits for one token at a time, for any cutting of a prompt, on any thread
-// and, chunk by chunk, on several. Weights are rounded to bf16 for the product with the values; sums are fp32.
+// and, chunk by chunk, on several. Weights are rounded to bf16 for the product with the values; sums
+// are fp32.
 //
 // The running softmax is that of Milakov and Gimelshein, "Online normalizer calculation for
 // softmax", https://arxiv.org/abs/1805.02867.
@@ -309,11 +310,11 @@ class Attention {
   const AttentionArgs& args_;
   const Item& item_;
   Scratch& s_;
-  int64_t group_;    // query heads that share a KV head
-  int64_t size_;     // D
+  int64_t group_;     // query heads that share a KV head
+  int64_t size_;      // D
   int64_t elements_;  // of a query
-  int64_t columns_;  // D, rounded up to whole vectors
-  bool direct_;      // few rows: what is packed would be read once
+  int64_t columns_;   // D, rounded up to whole vectors
+  bool direct_;       // few rows: what is packed would be read once
 };
 
 // Where threads meet that compute parts of items; all counts are 0 between operations.

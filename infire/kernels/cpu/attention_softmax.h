@@ -85,7 +85,7 @@ ALWAYS_INLINE F factor_of(F top, F other) {
 }
 
 // Sums relative to two tops, of which `rises` says that the second is higher -> of both, there.
-ALWAYS_INLINE void add_scaled(float* running, const float* found, int64_t size, F factor, bool rises) {
+inline void add_scaled(float* running, const float* found, int64_t size, F factor, bool rises) {
   for (int64_t i = 0; i < size; i += LANES) {
     const F a = load(running + i), b = load(found + i);
     store(running + i, rises ? fma(a, factor, b) : fma(b, factor, a));

@@ -61,7 +61,8 @@ inline void multiply_tile(const Product& product) {
 #pragma GCC unroll 6
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 4
-      for (int v = 0; v < VECTORS; v++) sums[r][v] = add_element(sums[r][v], columns[v], a + r * lda);
+      for (int v = 0; v < VECTORS; v++)
+        sums[r][v] = add_element(sums[r][v], columns[v], a + r * lda);
   }
 #pragma GCC unroll 6
   for (int r = 0; r < ROWS; r++)

@@ -28,7 +28,7 @@ ALWAYS_INLINE uint64_t rank_of(float logit, int32_t id) {
   return uint64_t{ordered} << 32 | static_cast<uint32_t>(~id);
 }
 
-ALWAYS_INLINE int32_t id_of(uint64_t rank) { return static_cast<int32_t>(~static_cast<uint32_t>(rank)); }
+inline int32_t id_of(uint64_t rank) { return static_cast<int32_t>(~static_cast<uint32_t>(rank)); }
 
 ALWAYS_INLINE float logit_of(uint64_t rank) {
   const uint32_t ordered = static_cast<uint32_t>(rank >> 32);

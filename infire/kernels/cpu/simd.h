@@ -169,8 +169,8 @@ ALWAYS_INLINE U splat_word(const void* at) {
   return splat_word(word);
 }
 
-// Holds a vector in registers: GCC would load it anew for each use, and a core loads no more vectors
-// than it multiplies.
+// Holds a vector in registers: GCC would load it anew for each use, and a core loads no more
+// vectors than it multiplies.
 ALWAYS_INLINE F hold(F value) {
 #if defined(__AVX2__) && !INFIRE_AVX512
 #pragma GCC unroll 4

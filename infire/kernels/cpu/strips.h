@@ -35,7 +35,8 @@ ALWAYS_INLINE U decode_pair(const uint8_t* group, Half codes, Half bases) {
       33, 33, 34, 34, 35, 35, 36, 36, 37, 37, 38, 38, 39, 39, 40, 40, 41, 41, 42, 42, 43, 43,
       44, 44, 45, 45, 46, 46, 47, 47, 48, 48, 49, 49, 50, 50, 51, 51, 52, 52, 53, 53, 54, 54,
       55, 55, 56, 56, 57, 57, 58, 58, 59, 59, 60, 60, 61, 61, 62, 62, 63, 63};
-  const __m512i code_bits = _mm512_set1_epi16(0x0780), rest = _mm512_set1_epi16(static_cast<short>(0x807f));
+  const __m512i code_bits = _mm512_set1_epi16(0x0780);
+  const __m512i rest = _mm512_set1_epi16(static_cast<short>(0x807f));
   const __m512i bytes = _mm512_loadu_si512(group + PAIR / 2 * 64);
   const __m512i doubled = _mm512_permutexvar_epi8(_mm512_load_si512(twice + PAIR % 2 * 64), bytes);
   const __m512i all = bits<__m512i>(codes);
@@ -46,7 +47,8 @@ ALWAYS_INLINE U decode_pair(const uint8_t* group, Half codes, Half bases) {
       _mm512_maskz_add_epi16(some, _mm512_and_si512(moved, code_bits), bits<__m512i>(bases));
   return bits<U>(_mm512_ternarylogic_epi32(rest, doubled, exponent, 0xca));
 #elif defined(__AVX2__)
-  const __m256i code_bits = _mm256_set1_epi16(0x0780), rest = _mm256_set1_epi16(static_cast<short>(0x807f));
+  const __m256i code_bits = _mm256_set1_epi16(0x0780);
+  const __m256i rest = _mm256_set1_epi16(static_cast<short>(0x807f));
   const __m256i twice = _mm256_setr_epi8(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9,
                                          10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15);
   return U::by_part([&](int p) {
