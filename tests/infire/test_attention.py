@@ -15,8 +15,9 @@ from infire.kernels.tiles import Span, TileShape, tiles_of
 from infire.kv_layout import KVGroup
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-# Largest difference allowed, of outputs around 1: rounding of the result, and of the weights.
-TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
+# Largest difference allowed, of outputs around 1: rounding of the result, and of the weights. Sums
+# are made in another order; how torch orders its own differs between processors (2.1e-6 on AVX2).
+TOLERANCE = {torch.float32: 4e-6, torch.bfloat16: 2e-2}
 
 
 @dataclass
