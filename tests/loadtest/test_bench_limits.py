@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 
 from loadtest.bench.limits import limits, limits_part
-from loadtest.bench.measure import Level, Plan, Prefill, Served
+from loadtest.bench.measure import Plan, Prefill, Served
 from loadtest.bench.roofline import Machine, Model
 from loadtest.bench.rounds import Round
+from tests.loadtest.figures import level
 
 PLAN = Plan(concurrency=(1, 4), prompt_tokens=10, output_tokens=20, prefill_tokens=(50,))
 MODEL = Model(
@@ -21,27 +22,13 @@ BY_ARITHMETIC = Machine(read_rate=1e12, gemm_rate=1000.0, gemm_dtype="FP32")
 
 
 def a_round(server: str, rate: float, *, ours: bool) -> Round:
-    def level(concurrency: int) -> Level:
-        return Level(
-            concurrency=concurrency,
-            requests=3,
-            num_short=0,
-            ttft_p50_ms=1.0,
-            ttft_p99_ms=1.0,
-            gap_p50_ms=1.0,
-            gap_p99_ms=1.0,
-            decode_rate=rate,
-            output_rate=rate,
-            client_share=0.05,
-        )
-
     prefills = (Prefill(prompt_tokens=50, rate=rate, requests=1),)
     return Round(
         server=server,
         version="1",
         ours=ours,
         round=0,
-        served=Served(levels=(level(1), level(4)), prefills=prefills),
+        served=Served(levels=(level(1, rate), level(4, rate)), prefills=prefills),
         start_s=1.0,
     )
 

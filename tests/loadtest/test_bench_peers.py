@@ -13,27 +13,16 @@ import pytest
 from loadtest.bench import interleaved, servers
 from loadtest.bench.client import Client, Target
 from loadtest.bench.interleaved import Record, Run, why
-from loadtest.bench.measure import Level, Plan, Served
+from loadtest.bench.measure import Plan, Served
 from loadtest.bench.peers import README, part_name, report
 from loadtest.bench.processor import Processor, processor
 from loadtest.bench.rounds import Missed, Round
 from loadtest.bench.servers import NotUp
 from loadtest.bench.streams import BrokenStream
 from loadtest.bench.table import with_part
+from tests.loadtest.figures import level
 
-LEVEL = Level(
-    concurrency=1,
-    requests=3,
-    num_short=0,
-    ttft_p50_ms=1.0,
-    ttft_p99_ms=1.0,
-    gap_p50_ms=1.0,
-    gap_p99_ms=1.0,
-    decode_rate=7.0,
-    output_rate=7.0,
-    client_share=0.05,
-)
-SERVED = Served(levels=(LEVEL,), prefills=())
+SERVED = Served(levels=(level(),), prefills=())
 
 
 @dataclass(slots=True)

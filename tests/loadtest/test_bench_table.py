@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from loadtest.bench.measure import Level, Prefill, Served, summarise
+from loadtest.bench.measure import Prefill, Served, summarise
 from loadtest.bench.rounds import Round, notes, peers_table
 from loadtest.bench.streams import Answered
 from loadtest.bench.table import markdown, number, with_part
+from tests.loadtest.figures import level
 
 
 def test_numbers_have_three_digits_that_count() -> None:
@@ -44,25 +45,13 @@ def test_a_level_counts_tokens_of_all_streams_and_what_ended_early() -> None:
 
 
 def measured(server: str, rate: float, number: int, *, ours: bool = False) -> Round:
-    level = Level(
-        concurrency=1,
-        requests=3,
-        num_short=1 if ours else 0,
-        ttft_p50_ms=1.0,
-        ttft_p99_ms=1.0,
-        gap_p50_ms=1.0,
-        gap_p99_ms=1.0,
-        decode_rate=rate,
-        output_rate=rate,
-        client_share=0.05,
-    )
     prefills = (Prefill(prompt_tokens=512, rate=100 * rate, requests=1),)
     return Round(
         server=server,
         version="1",
         ours=ours,
         round=number,
-        served=Served(levels=(level,), prefills=prefills),
+        served=Served(levels=(level(rate=rate, num_short=1 if ours else 0),), prefills=prefills),
         start_s=rate,
         peak_bytes=None if number else 5_000_000,
     )
