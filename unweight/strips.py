@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from unweight.window import WINDOW, choose_bases
+from unweight.coding import decode, encode
+from unweight.window import choose_bases
 
 OUTPUTS = 16  # of a strip
 INPUTS = 8  # of a group, the unit of 12-bit strips
@@ -181,12 +182,9 @@ def rows_u12(strips: U12Strips, outputs: NDArray[np.intp]) -> NDArray[np.uint16]
     """The weights (R, K) of some outputs (R,): of an embedding matrix, the embeddings of R ids."""
     strip, row = np.divmod(outputs, OUTPUTS)
     codes = _codes(strips.groups["codes"].view("<u4")[..., 0][strip, :, row])  # (R, 8 * G)
-    exponents = (codes + strips.base[outputs, np.newaxis]) * (codes > 0)
     pairs = strips.groups["sm"].view("<u2")[..., 0][strip, :, :, row]  # (R, G, 4)
-    sm = pairs.view(np.uint8).reshape(codes.shape).astype(np.uint16)
-    sm += (sm & 0x80) * np.uint16(255)  # the sign to the top: 0x80 * 256 in all
-    sm |= exponents.astype(np.uint16) << 7
-    weights = sm[:, : strips.num_inputs]
+    sm = pairs.view(np.uint8).reshape(codes.shape)
+    weights = decode(sm, codes, strips.base[outputs])[:, : strips.num_inputs]
     for weights_of_row, s, i in zip(weights, strip, row, strict=True):
         exceptions = strips.exceptions[strips.ptr[s] : strips.ptr[s + 1]]
         own = exceptions[exceptions["row"] == i]
@@ -202,16 +200,8 @@ def _pack_block(
     Returns the exceptions, and how many of them each strip has (S,).
     """
     num_strips, num_groups = groups.shape
-    sm = (words >> 8 & 0x80 | words & 0x7F).astype(np.uint8)
-    codes = (words >> 7).astype(np.uint8)  # exponents, until the base is taken off
-    bases = choose_bases(codes)
-    codes -= bases[:, np.newaxis]
-    outside = np.flatnonzero(codes - np.uint8(1) >= WINDOW)  # what is below wraps to the top
-    codes.reshape(-1)[outside] = 0
-    nonzero = words.reshape(-1)[outside] & 0x7FFF != 0
-    exceptional = outside[nonzero]
-    sm.reshape(-1)[exceptional] = 0
-
+    bases = choose_bases((words >> 7).astype(np.uint8))
+    sm, codes, exceptional = encode(words, bases)
     pairs = sm.view("<u2").reshape(num_strips, OUTPUTS, num_groups, 4)
     groups["sm"].view("<u2")[..., 0] = pairs.transpose(0, 2, 3, 1)
     nibbles = _nibbles(codes).reshape(num_strips, OUTPUTS, num_groups)

@@ -6,8 +6,10 @@ A part lies between `<!-- NAME: begin -->` and `<!-- NAME: end -->`, each on a l
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from loadtest.bench.measure import Served
+if TYPE_CHECKING:  # so that a machine with a GPU and little else can write tables
+    from loadtest.bench.measure import Served
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
