@@ -1,6 +1,6 @@
-"""Whether 12-bit strips that come from a file may be given to a kernel. Knows nothing of files.
+"""Whether 12-bit strips or tiles that come from a file may be given to a kernel. Knows no file.
 
-A kernel checks nothing: it adds k and row to addresses, and follows ptr. Strips that pass here make
+A kernel checks nothing: it adds k and row to addresses, and follows ptr. Arrays that pass here make
 it read and write inside its arrays, and decode to finite weights but for the listed exceptions.
 Whether they are the right weights only a digest can tell.
 """
@@ -13,13 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unweight.strips import EXCEPTION, INPUTS, OUTPUTS, U12Strips, grid, u12_bytes
+from unweight.tiles import CHUNK, PLANES, U12Tiles
+from unweight.tiles import OUTPUTS as TILE_OUTPUTS
+from unweight.tiles import grid as tile_grid
 from unweight.window import LARGEST_BASE
 
 ALIGNMENT = 8  # of the start of every array; 64 for data, where it is to be fast
 
 
 class BadStrips(Exception):
-    """Strips that break the layout."""
+    """Strips or tiles that break the layout."""
 
 
 class WrongSize(BadStrips):
@@ -51,9 +54,48 @@ def check(strips: U12Strips) -> None:
     _check_sizes(strips)
     if strips.base.max() > LARGEST_BASE:
         raise BaseOutOfRange(f"base {strips.base.max()}, at most {LARGEST_BASE}")
-    _check_pointers(strips)
+    _check_pointers(strips.ptr, strips.exceptions.size)
     _check_exceptions(strips)
     _check_padding(strips)
+
+
+def check_tiles(tiles: U12Tiles) -> None:
+    """The same of tiles."""
+    num_outputs, num_inputs = tiles.num_outputs, tiles.num_inputs
+    if num_outputs < 1 or num_inputs < 1:
+        raise WrongSize(f"a matrix of {num_outputs} x {num_inputs}")
+    num_blocks, num_tiles, num_chunks = tile_grid(num_outputs, num_inputs)
+    if tiles.words.shape != (num_blocks, num_tiles, PLANES, TILE_OUTPUTS, 16):
+        raise WrongSize(f"words are {tiles.words.shape}, and {num_blocks} x {num_tiles} tiles")
+    nibbles = tiles.base.size == num_blocks * TILE_OUTPUTS // 2
+    bases = num_blocks * TILE_OUTPUTS // (2 if nibbles else 1)
+    _check_array("words", tiles.words.reshape(-1), np.dtype("<u4"), tiles.words.size * 4)
+    _check_array("base", tiles.base, np.dtype(np.uint8), bases)
+    _check_array("ptr", tiles.ptr, np.dtype("<i4"), (num_blocks * num_chunks + 1) * 4)
+    _check_array("exceptions", tiles.exceptions, np.dtype("<u4"), tiles.exceptions.size * 4)
+    if not 0 <= tiles.first_base <= (LARGEST_BASE if nibbles else 0):
+        raise BaseOutOfRange(f"first base {tiles.first_base}")
+    highest = int((tiles.base & 15).max() if nibbles else 0)
+    highest = max(highest, int(tiles.base.max()) >> 4) if nibbles else int(tiles.base.max())
+    if tiles.first_base + highest > LARGEST_BASE:
+        raise BaseOutOfRange(f"base {tiles.first_base + highest}, at most {LARGEST_BASE}")
+    _check_pointers(tiles.ptr, tiles.exceptions.size)
+    _check_tile_exceptions(tiles, num_chunks)
+
+
+def _check_tile_exceptions(tiles: U12Tiles, num_chunks: int) -> None:
+    place = np.repeat(np.arange(tiles.ptr.size - 1), np.diff(tiles.ptr))
+    block, chunk = np.divmod(place, num_chunks)
+    row, k = tiles.exceptions >> 10 & 0x3F, tiles.exceptions & 0x3FF
+    outside = (block * TILE_OUTPUTS + row >= tiles.num_outputs) | (
+        chunk * CHUNK + k >= tiles.num_inputs
+    )
+    if outside.any():
+        first = int(outside.argmax())
+        raise OutsideMatrix(f"exception {first} is row {row[first]}, k {k[first]} of its chunk")
+    order = place << 16 | tiles.exceptions & 0xFFFF
+    if (order[1:] <= order[:-1]).any():
+        raise OutOfOrder(f"exception {int((order[1:] <= order[:-1]).argmax()) + 1} is out of order")
 
 
 def _check_sizes(strips: U12Strips) -> None:
@@ -76,13 +118,12 @@ def _check_array(name: str, array: NDArray[Any], dtype: np.dtype[Any], num_bytes
         raise Misaligned(f"{name} starts {array.ctypes.data % ALIGNMENT} bytes off")
 
 
-def _check_pointers(strips: U12Strips) -> None:
-    ptr, num_exceptions = strips.ptr, strips.exceptions.size
+def _check_pointers(ptr: NDArray[np.int32], num_exceptions: int) -> None:
     if ptr[0] != 0 or ptr[-1] != num_exceptions:
         raise BadPointers(f"ptr runs from {ptr[0]} to {ptr[-1]} over {num_exceptions} exceptions")
     backwards = np.flatnonzero(ptr[1:] < ptr[:-1])
     if backwards.size:
-        raise BadPointers(f"ptr falls after strip {backwards[0]}")
+        raise BadPointers(f"ptr falls after place {backwards[0]}")
 
 
 def _check_exceptions(strips: U12Strips) -> None:

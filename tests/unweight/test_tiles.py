@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from unweight.check import (
+    BadPointers,
+    BadStrips,
+    BaseOutOfRange,
+    OutOfOrder,
+    OutsideMatrix,
+    WrongSize,
+    check_tiles,
+)
 from unweight.strips import Incompressible
 from unweight.tiles import U12Tiles, pack_tiles, tiles_bytes, unpack_tiles
 
@@ -100,7 +112,6 @@ def test_a_row_of_zeros_asks_for_no_base() -> None:
     weights[5], weights[63] = 0, 0x8000
     tiles = pack_tiles(weights)
     assert len(tiles.base) == 32  # nibbles still do
-    assert tiles.exceptions.size == 0
     assert (unpack_tiles(tiles) == weights).all()
 
 
@@ -123,3 +134,46 @@ def test_what_does_not_pay_is_refused() -> None:
 def test_a_layer_of_a_large_model_is_under_75_1_percent() -> None:
     weights = gaussian(512, 4096)
     assert pack_tiles(weights).num_bytes <= 0.751 * weights.nbytes
+
+
+def swapped(tiles: U12Tiles) -> NDArray[np.uint32]:
+    first = tiles.exceptions[:2]
+    return np.concatenate([first[::-1], tiles.exceptions[2:]])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_what_is_packed_passes(shape: tuple[int, int]) -> None:
+    check_tiles(pack_any(gaussian(*shape)))
+
+
+HOSTILE: list[tuple[type[BadStrips], Any]] = [
+    (WrongSize, lambda t: {"words": t.words[:1]}),
+    (WrongSize, lambda t: {"words": t.words.astype(np.uint64)}),
+    (WrongSize, lambda t: {"base": t.base[1:]}),
+    (WrongSize, lambda t: {"ptr": t.ptr[:-1]}),
+    (WrongSize, lambda t: {"ptr": t.ptr.astype(np.int64)}),
+    (WrongSize, lambda t: {"num_outputs": 0}),
+    (WrongSize, lambda t: {"num_inputs": t.num_inputs + 128}),
+    (WrongSize, lambda t: {"exceptions": t.exceptions[::2]}),
+    (BaseOutOfRange, lambda t: {"first_base": 239}),
+    (BaseOutOfRange, lambda t: {"first_base": -1}),
+    (BadPointers, lambda t: {"ptr": t.ptr + np.int32(1)}),
+    (BadPointers, lambda t: {"exceptions": t.exceptions[:-1]}),
+    (
+        BadPointers,
+        lambda t: {"ptr": np.where(np.arange(t.ptr.size) == 1, 1 << 20, t.ptr).astype("<i4")},
+    ),
+    (OutsideMatrix, lambda t: {"exceptions": t.exceptions | np.uint32(0x3FF)}),
+    (OutOfOrder, lambda t: {"exceptions": swapped(t)}),
+    (OutOfOrder, lambda t: {"exceptions": np.repeat(t.exceptions[:1], t.exceptions.size)}),
+]
+
+
+@pytest.mark.parametrize(("error", "change"), HOSTILE)
+def test_what_would_lead_a_kernel_astray_is_named(error: type[BadStrips], change: Any) -> None:
+    weights = gaussian(100, 1100)
+    weights[2, 3:5], weights[70, 1050:1053], weights[99, 1] = 0x4480, 0x4490, 0x4490
+    tiles = pack_any(weights)
+    check_tiles(tiles)
+    with pytest.raises(error):
+        check_tiles(replace(tiles, **change(tiles)))
