@@ -100,7 +100,7 @@ def pack_bases(
     if first is None:
         return padded, 0
     nibbles = padded - np.uint8(first)
-    return nibbles[::2] | nibbles[1::2] << 4, first
+    return (nibbles[::2] | nibbles[1::2] << 4).astype(np.uint8), first
 
 
 def pack_tiles(

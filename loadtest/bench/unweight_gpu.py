@@ -19,7 +19,7 @@ import typer
 
 from loadtest.bench.gpu.ceilings import copy_tb_s, matmul_tflop_s
 from loadtest.bench.gpu.end_to_end import layer_us
-from loadtest.bench.gpu.exact import check_exact
+from loadtest.bench.gpu.exact import check_exact, check_rest
 from loadtest.bench.gpu.matrices import LAYER, SHAPES, copies, weights
 from loadtest.bench.gpu.measure import ROWS, Bench, Row
 from loadtest.bench.gpu.report import layer_table, rows_table
@@ -28,6 +28,8 @@ from unweight.gpu.linear import Scratch, new_scratch
 from unweight.gpu.pack import pack_on_device
 from unweight.gpu.plans import Plans, ShapePlan, file_name, save
 from unweight.gpu.tune import choose, crossover, launches, splits
+
+_PROCESSES = max(1, (os.cpu_count() or 2) - 1)  # that compile, and threads that decode
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -86,6 +88,8 @@ def _measure(
     shape = SHAPES[name]
     dense = weights(*shape, seed=1, device=torch.device("cuda"))
     report.say(check_exact(name, dense))
+    if name == "gate_up":
+        report.say(check_rest(name, dense, threads=_PROCESSES))
     bench = Bench(copies(dense, pack_on_device(dense), num_copies), scratch)
     plan = choose(bench.timer, splits(*shape))
     rows = [bench.row(name, num_rows, plan, rounds) for num_rows in ROWS]
@@ -112,7 +116,7 @@ def _compile(names: list[str]) -> None:
         for rows in (16, 32, 64, 128, 256)
         for launch in launches(rows)
     }
-    compile_all(jobs, processes=max(1, (os.cpu_count() or 2) - 1))
+    compile_all(jobs, processes=_PROCESSES)
 
 
 if __name__ == "__main__":

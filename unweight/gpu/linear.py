@@ -7,6 +7,7 @@ with it is computed: as its plan says for that many rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from unweight.gpu.rows import take_rows
 from unweight.gpu.scratch import unpack_on_device
 from unweight.gpu.weight import DeviceTiles
 
-Weight = Tensor | DeviceTiles | Resting  # a Tensor is (N, K) bf16
+Weight: TypeAlias = Tensor | DeviceTiles | Resting  # a Tensor is (N, K) bf16
 
 
 @dataclass(slots=True)

@@ -32,7 +32,7 @@ def replay_us(graph: torch.cuda.CUDAGraph, num_copies: int) -> float:
     graph.replay()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end) * 1e3 / num_copies
+    return float(begin.elapsed_time(end) * 1e3 / num_copies)
 
 
 def time_us(launches: Launches, num_copies: int, rounds: int = 3) -> float:

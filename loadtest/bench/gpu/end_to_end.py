@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from statistics import median
 
 import torch
@@ -52,7 +52,7 @@ def layer_us(
     return found
 
 
-def _layer(x: Tensor, product) -> Tensor:
+def _layer(x: Tensor, product: Callable[[str, Tensor], Tensor]) -> Tensor:
     hidden = product("qkv", x)[:, : SHAPES["o"][1]].contiguous()
     gate, up = product("gate_up", product("o", hidden)).chunk(2, dim=1)
     return product("down", silu(gate) * up)

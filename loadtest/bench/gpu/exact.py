@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch import Tensor
 
 from unweight.gpu.pack import pack_on_device
+from unweight.gpu.rest import Resting
 from unweight.gpu.rows import take_rows
 from unweight.gpu.scratch import unpack_on_device
 from unweight.gpu.timing import time_us
 from unweight.gpu.weight import DeviceTiles
+from unweight.tiles import pack_tiles
 
 _HOST_WEIGHTS = 1 << 25  # up to this many are also packed on the host, to compare
 
@@ -38,9 +42,22 @@ def check_exact(name: str, dense: Tensor) -> str:
     )
 
 
-def _check_host(tiles: DeviceTiles, dense: Tensor) -> None:
-    from unweight.tiles import pack_tiles
+def check_rest(name: str, dense: Tensor, threads: int) -> str:
+    """The same of a matrix that has slept."""
+    resting = Resting.of(pack_on_device(dense), threads=threads)
+    resting.wake()
+    began = time.monotonic()
+    tiles = resting.wake()
+    torch.cuda.synchronize()
+    took = time.monotonic() - began
+    assert _same(unpack_on_device(tiles), dense), name
+    return (
+        f"{name} at rest: {resting.num_bytes / dense.nbytes:.2%} of BF16, awake after "
+        f"{took * 1e3:.1f} ms ({dense.nbytes / took / 1e9:.1f} GB/s of BF16, {threads} threads)"
+    )
 
+
+def _check_host(tiles: DeviceTiles, dense: Tensor) -> None:
     host = pack_tiles(dense.cpu().view(torch.int16).numpy().view("uint16"), threads=8)
     own = tiles.to_host()
     for array in ("words", "base", "ptr", "exceptions"):

@@ -1,0 +1,374 @@
+"""Folders of safetensors files to bundles and back: whole files or none, and the same bytes.
+
+A file is made beside its place and moved there when it is on disk. What is there already is left,
+if it is of the same source. Knows no model.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import math
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from unweight import coder
+from unweight.bundle import BadChecksum, about, chunk_rows, matrix
+from unweight.reader import Shard, is_bundle, mapped
+from unweight.safetensors_header import BadFile, Place, read_header, write_header
+
+Progress = Callable[[int], None]  # so many bytes of BF16 (or of a file that is copied) are done
+
+_SMALLEST = 1 << 12  # weights: below, parts and offsets are most of it
+_WORTH = 0.9  # of its bytes: what is not smaller than that stays as it was
+_SAMPLES = 2  # pieces that are coded to see
+_SAMPLE = 1 << 14  # weights of a piece
+_AHEAD = 4  # chunks a thread may be ahead of the writer
+_HASHED = 1 << 24  # bytes
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+@dataclass(frozen=True, slots=True)
+class _Coding:
+    """Who codes, and who is told."""
+
+    pool: ThreadPoolExecutor
+    threads: int
+    progress: Progress
+
+
+class Refused(Exception):
+    """Something is in the way, or is not what the command is for. The message says what."""
+
+
+def pack_folder(
+    source: Path, target: Path, *, threads: int, progress: Progress = lambda _: None
+) -> list[str]:
+    """A bundle of a folder of safetensors files, or of one file; everything else is copied.
+
+    Returns the names of what was made; what was there already, of the same source, is left. Raises
+    `BadFile`, `Refused`, OSError.
+    """
+    return _each_file(source, target, lambda a, b: _pack(a, b, threads, progress), progress)
+
+
+def unpack_folder(
+    source: Path, target: Path, *, threads: int, progress: Progress = lambda _: None
+) -> list[str]:
+    """The folder that was packed, every file byte for byte; the rest as `pack_folder`."""
+    return _each_file(source, target, lambda a, b: _unpack(a, b, threads, progress), progress)
+
+
+def check_folder(
+    source: Path, *, threads: int, progress: Progress = lambda _: None
+) -> dict[str, str]:
+    """SHA-256 of every file that would be unpacked. Raises `BadFile` for the first that is damaged,
+    `Refused` if there are none."""
+    found = {}
+    for path in _weights(source):
+        shard = Shard(path)
+        sha256, xxh3 = hashlib.sha256(), xxhash.xxh3_128()
+        for part in _source_bytes(shard, threads):
+            sha256.update(part)
+            xxh3.update(part)
+            progress(len(part))
+        if sha256.hexdigest() != shard.source_sha256:
+            raise BadChecksum(f"{path}: SHA-256 {sha256.hexdigest()}, not {shard.source_sha256}")
+        _check_xxh3(shard, xxh3)
+        found[path.name] = sha256.hexdigest()
+    if not found:
+        raise Refused(f"{source} has no safetensors file")
+    return found
+
+
+def total_bytes(source: Path, *, unpacked: bool) -> int:
+    """What `progress` will have counted in the end."""
+    paths = _files(source)
+    sizes = [
+        Shard(path).contents.source_bytes if unpacked and _is_weights(path) else path.stat().st_size
+        for path in paths
+    ]
+    return sum(sizes)
+
+
+def _pack(source: Path, target: Path, threads: int, progress: Progress) -> bool:
+    content = mapped(source)
+    header = read_header(content, str(source))
+    if is_bundle(source):
+        raise Refused(f"{source} is packed already")
+    with ThreadPoolExecutor(1) as hashing, ThreadPoolExecutor(threads) as pool:
+        digests = hashing.submit(_digests, content)
+        if target.exists() and _is_of(target, digests.result()[0]):
+            progress(content.nbytes)
+            return False
+        with _made(target) as file:
+            data = content[header.num_bytes :]
+            kept = [name for name, place in header.places.items() if _is_worth(place, data)]
+            packed = {name: chunk_rows(header.places[name].shape) for name in kept}
+            head = content[: header.num_bytes].tobytes()
+            room = _room(header.places, packed, head)
+            out = _Tensors(file, room)
+            progress(header.num_bytes)
+            for name, place in header.places.items():
+                if name in packed:
+                    words = data[_of(place)].view("<u2")
+                    _write_packed(out, name, place, words, _Coding(pool, threads, progress))
+                else:
+                    out.write(name, place.dtype, place.shape, [data[_of(place)]])
+                    progress(place.end - place.begin)
+            sha256, xxh3 = digests.result()
+            metadata = about(head, packed, num_bytes=content.nbytes, sha256=sha256, xxh3=xxh3)
+            file.seek(0)
+            file.write(write_header(out.places, metadata, room))
+    return True
+
+
+class _Tensors:
+    """The tensors of a file that is written from its end of the header on."""
+
+    def __init__(self, file: BinaryIO, room: int) -> None:
+        file.seek(room)
+        self._file = file
+        self._room = room
+        self.places: dict[str, Place] = {}
+
+    def write(
+        self, key: str, dtype: str, shape: tuple[int, ...], pieces: Iterable[NDArray[np.generic]]
+    ) -> None:
+        """One, in pieces."""
+        begin = self._file.tell() - self._room
+        for piece in pieces:
+            self._file.write(np.ascontiguousarray(piece).view(np.uint8).data)
+        self.places[key] = Place(dtype, shape, begin, self._file.tell() - self._room)
+
+    def write_array(self, key: str, array: NDArray[np.unsignedinteger[Any]]) -> None:
+        """One of whole numbers."""
+        self.write(key, f"U{8 * array.itemsize}", array.shape, [array])
+
+
+def _write_packed(
+    out: _Tensors, name: str, place: Place, words: NDArray[np.uint16], coding: _Coding
+) -> None:
+    """Four parts of a tensor; of its frames, no more than the tensor's are held."""
+    step = chunk_rows(place.shape) * matrix(place.shape)[1]
+    frames, digests = [], []
+
+    def code(start: int) -> tuple[NDArray[np.uint8], bytes, int]:
+        some = words[start : start + step]
+        sm, exponents = coder.split(some)
+        return sm, coder.encode(exponents), coder.digest(some)
+
+    def planes() -> Iterator[NDArray[np.uint8]]:
+        starts = range(0, words.size, step)
+        for sm, frame, digest in _ahead(coding.pool, code, starts, coding.threads * _AHEAD):
+            frames.append(frame)
+            digests.append(digest)
+            yield sm
+            coding.progress(2 * sm.size)
+
+    out.write(f"{name}.sm", "U8", place.shape, planes())
+    out.write_array(f"{name}.exp", np.frombuffer(b"".join(frames), np.uint8))
+    ends = np.cumsum([len(frame) for frame in frames])
+    out.write_array(f"{name}.exp_off", np.concatenate([[0], ends]).astype("<u8"))
+    out.write_array(f"{name}.xxh3", np.array(digests, "<u8"))
+
+
+def _room(places: Mapping[str, Place], packed: Mapping[str, int], head: bytes) -> int:
+    """Bytes that the header is sure to fit in, before what it says is known: with the largest
+    numbers in it. Some spaces are left at its end, which the format allows."""
+    largest: dict[str, Place] = {}
+    for name, place in places.items():
+        far = Place("BF16", place.shape, 1 << 52, 1 << 53)
+        parts = [f"{name}.{part}" for part in ("sm", "exp", "exp_off", "xxh3")]
+        largest |= dict.fromkeys(parts if name in packed else [name], far)
+    longest = about(head, packed, num_bytes=1 << 53, sha256="0" * 64, xxh3="0" * 32)
+    return len(write_header(largest, longest)) + 32 * len(largest)  # shapes of frames: 17 digits
+
+
+def _is_worth(place: Place, data: NDArray[np.uint8]) -> bool:
+    if place.dtype != "BF16" or place.end - place.begin < 2 * _SMALLEST:
+        return False
+    words = data[_of(place)].view("<u2")
+    step = min(words.size, _SAMPLE)
+    starts = np.linspace(0, words.size - step, _SAMPLES).astype(int)
+    coded = [len(coder.encode(coder.split(words[s : s + step])[1])) for s in set(starts.tolist())]
+    return sum(coded) / len(coded) / step + 1 <= 2 * _WORTH
+
+
+def _unpack(source: Path, target: Path, threads: int, progress: Progress) -> bool:
+    shard = Shard(source)
+    if target.exists() and _digests(mapped(target))[0] == shard.source_sha256:
+        progress(shard.contents.source_bytes)
+        return False
+    with _made(target) as file:
+        xxh3 = xxhash.xxh3_128()
+        for part in _source_bytes(shard, threads):
+            file.write(part)
+            xxh3.update(part)
+            progress(len(part))
+        _check_xxh3(shard, xxh3)
+    return True
+
+
+def _source_bytes(shard: Shard, threads: int) -> Iterator[memoryview]:
+    """The file that was packed, piece by piece."""
+    yield memoryview(shard.contents.source_head)
+    ahead = threads * _AHEAD
+    sizes = [math.prod((entry.chunk_rows or 0, entry.rows[1])) for entry in shard.entries]
+    # As many as can be waiting, and the one that is read: new memory for each costs page faults.
+    buffers = np.empty((ahead + 1, max(sizes, default=0)), np.uint16)
+    with ThreadPoolExecutor(threads) as pool:
+        for name, size in zip(shard.names, sizes, strict=True):
+            entry = shard.entry(name)
+            if not entry.compressed:
+                raw = shard.raw(name)
+                for start in range(0, raw.size, _HASHED):
+                    yield raw[start : start + _HASHED].data
+                continue
+            weights = math.prod(entry.shape)
+
+            def decode(
+                chunk: int, name: str = name, size: int = size, weights: int = weights
+            ) -> NDArray[np.uint16]:
+                out = buffers[chunk % len(buffers), : min(size, weights - chunk * size)]
+                return shard.chunk(name, chunk, out)
+
+            for words in _ahead(pool, decode, range(entry.num_chunks), ahead):
+                yield words.view(np.uint8).data
+
+
+def _check_xxh3(shard: Shard, xxh3: xxhash.xxh3_128) -> None:
+    if xxh3.hexdigest() != shard.contents.source_xxh3:
+        raise BadChecksum(f"{shard.path}: what it unpacks to is not what was packed")
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, work: Callable[[_T], _R], items: Iterable[_T], most: int
+) -> Iterator[_R]:
+    """As `pool.map`, with at most so many results waiting."""
+    waiting: deque[Future[_R]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) >= most:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _each_file(
+    source: Path, target: Path, convert: Callable[[Path, Path], bool], progress: Progress
+) -> list[str]:
+    paths = _files(source)
+    if not any(_is_weights(path) for path in paths):
+        raise Refused(f"{source} has no safetensors file")
+    if source.is_file():
+        target_of = {source: target}
+    else:
+        if target.resolve() == source.resolve() or source.resolve() in target.resolve().parents:
+            raise Refused(f"{target} is the folder that is read, or inside it")
+        if target.exists() and not target.is_dir():
+            raise Refused(f"{target} is there already, and no folder")
+        target_of = {path: target / path.relative_to(source) for path in paths}
+    made = []
+    for path, to in target_of.items():
+        if to.is_dir():
+            raise Refused(f"{to} is there already, a folder")
+        if convert(path, to) if _is_weights(path) else _copy(path, to, progress):
+            made.append(to.name)
+    return made
+
+
+def _copy(source: Path, target: Path, progress: Progress) -> bool:
+    size = source.stat().st_size
+    if target.exists():
+        if target.read_bytes() != source.read_bytes():
+            raise Refused(f"{target} is there already, and another file than {source}")
+        progress(size)
+        return False
+    with _made(target) as file, source.open("rb") as content:
+        shutil.copyfileobj(content, file)
+    progress(size)
+    return True
+
+
+def _is_of(target: Path, sha256: str) -> bool:
+    try:
+        shard = Shard(target)
+    except BadFile as error:
+        raise Refused(f"{target} is there already, and no whole bundle: {error}") from error
+    if shard.source_sha256 != sha256:
+        raise Refused(f"{target} is there already, packed from another file")
+    return True
+
+
+@contextmanager
+def _made(target: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes its place when the block ends well, and is gone if not.
+
+    One process makes it at a time; what one that was killed has left is written over."""
+    if target.exists():
+        raise Refused(f"{target} is there already, and another file than would be made")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path = target.with_name(f".{target.name}.making")
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise Refused(f"{target} is being made by another process") from error
+        try:
+            with path.open("r+b") as content:
+                content.truncate(0)
+                yield content
+                content.flush()
+                os.fsync(content.fileno())
+            path.replace(target)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+
+def _digests(content: NDArray[np.uint8]) -> tuple[str, str]:
+    """SHA-256 and XXH3 of 128 bits, in hexadecimal."""
+    sha256, xxh3 = hashlib.sha256(), xxhash.xxh3_128()
+    for start in range(0, content.size, _HASHED):
+        sha256.update(content[start : start + _HASHED].data)
+        xxh3.update(content[start : start + _HASHED].data)
+    return sha256.hexdigest(), xxh3.hexdigest()
+
+
+def _files(source: Path) -> list[Path]:
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise Refused(f"{source} is not there")
+    return sorted(
+        path for path in source.rglob("*") if path.is_file() and not path.name.endswith(".making")
+    )
+
+
+def _weights(source: Path) -> list[Path]:
+    return [path for path in _files(source) if _is_weights(path)]
+
+
+def _is_weights(path: Path) -> bool:
+    return path.suffix == ".safetensors"
+
+
+def _of(place: Place) -> slice:
+    return slice(place.begin, place.end)
