@@ -18,7 +18,7 @@ SHIPPED = Path(__file__).parent / "tuned"
 # A product of M rows is computed as the smallest of these that is not below M, or as the last.
 BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _DEFAULT_FUSED = 128  # rows, up to which the fused kernel beat decoding on an H200
-_DEFAULT_PROGRAMS = 264  # two for each multiprocessor of an H200
+_DEFAULT_PROGRAMS = 256  # about two for each multiprocessor of an H200
 
 
 class BadPlans(ValueError):

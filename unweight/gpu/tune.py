@@ -62,6 +62,20 @@ def choose(
     )
 
 
+def remeasure(timer: Timer, plan: ShapePlan, buckets: Sequence[int] = BUCKETS) -> ShapePlan:
+    """The same split and launches with times of this device, and the pipelines by those. A bucket
+    that decodes first takes the launch of the largest that does not."""
+    known = [plan.choices[size].launch for size in sorted(plan.choices)]
+    last = next((launch for launch in reversed(known) if launch), launches(_FUSED_ROWS)[-1])
+    choices = {}
+    for size in buckets:
+        launch = plan.choices[size].launch or last
+        worth = size <= 4 * _FUSED_ROWS
+        fused = timer(Pipeline.FUSED, plan.split, launch, size) if worth else None
+        choices[size] = _choice(timer, size, math.inf if fused is None else fused, launch)
+    return ShapePlan(split=plan.split, choices=choices)
+
+
 def _fastest(timer: Timer, split: int, size: int) -> tuple[float, Launch]:
     if size > _FUSED_ROWS:  # the launch of the largest bucket serves: it is timed, not tuned
         size_launches = [launches(_FUSED_ROWS)[-1]] if size <= 4 * _FUSED_ROWS else []

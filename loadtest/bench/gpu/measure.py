@@ -15,7 +15,7 @@ from loadtest.bench.gpu.matrices import Copies
 from loadtest.bench.gpu.twin import bf16_matmul, torch_matmul
 from unweight.gpu.linear import Scratch
 from unweight.gpu.matmul import u12_matmul
-from unweight.gpu.plans import Launch, Pipeline, ShapePlan
+from unweight.gpu.plans import Launch, Pipeline, ShapePlan, default_launch
 from unweight.gpu.scratch import unpack_on_device
 from unweight.gpu.timing import Launches, interleaved_us, time_us
 
@@ -154,5 +154,4 @@ def launch_of(plan: ShapePlan, num_rows: int) -> Launch:
     launch = plan.choice(num_rows).launch
     if launch is not None:
         return launch
-    wide = {16: 16, 32: 32, 64: 64, 128: 128}.get(num_rows, 256)
-    return Launch(block_n=128, block_m=wide, warps=8, stages=2, early=False)
+    return default_launch(num_rows)

@@ -20,7 +20,7 @@ from unweight.gpu.plans import (
     load,
     save,
 )
-from unweight.gpu.tune import choose, crossover, gain, launches, splits
+from unweight.gpu.tune import choose, crossover, gain, launches, remeasure, splits
 
 
 def plans() -> Plans:
@@ -45,7 +45,7 @@ def test_a_gpu_nobody_measured_has_rules_of_thumb(tmp_path: Path) -> None:
     found = find("Another GPU", tmp_path)
     assert found.shapes == {}
     plan = found.plan(4096, 4096)
-    assert plan.split == 8  # 64 blocks of outputs: 8 times as many programs are 2 a multiprocessor
+    assert plan.split == 4  # 64 blocks of outputs: 4 times as many are about 2 a multiprocessor
     assert plan.choice(1).pipeline is Pipeline.FUSED
     assert plan.choice(2048).pipeline is Pipeline.DECODED
     assert found.plan(128256, 4096).split == 1
@@ -125,3 +125,24 @@ def test_splits() -> None:
     assert splits(4096, 14336) == [1, 2, 4, 8]
     assert splits(28672, 4096) == [1]
     assert splits(64, 128) == [1]
+
+
+def test_known_launches_are_timed_again_and_may_lose() -> None:
+    known = default_plan(4096, 4096)
+    asked: list[tuple[Pipeline, int, int]] = []
+
+    def timer(pipeline: Pipeline, split: int, launch: Launch | None, num_rows: int) -> float | None:
+        asked.append((pipeline, split, num_rows))
+        if pipeline is Pipeline.FUSED:
+            assert launch == known.choice(min(num_rows, 128)).launch
+            return None if num_rows == 128 else num_rows / 16
+        return 3.0 if pipeline is Pipeline.DECODED else 2.0
+
+    found = remeasure(timer, known)
+    assert found.split == known.split
+    fused = {size for size, choice in found.choices.items() if choice.pipeline is Pipeline.FUSED}
+    assert fused == {16, 32}  # 1 and 2; 64 rows would take 4, and decoding first takes 3
+    assert found.choices[16].launch == known.choices[16].launch
+    assert found.choices[128].times_us == {"decoded": 3.0, "raw": 2.0}
+    assert (Pipeline.FUSED, 4, 1024) in asked
+    assert (Pipeline.FUSED, 4, 2048) not in asked
