@@ -29,7 +29,9 @@ from rich.progress import (
     TextColumn,
 )
 
+from infire.model.config import BadModel
 from infire.sources import PullError, Source, console, fetch, kept_files, parse_source
+from infire.weight_files import bundle_shard, weights_digest
 
 MANIFEST = "edgefire.json"
 _NEEDED = {"config.json", "tokenizer.json", "tokenizer_config.json"}
@@ -47,7 +49,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
 
     source: str
     sha256: str | None = None  # of the fetched file, if it was one
-    model_digest: str  # SHA-256 of the weights: all their files, one after the other, by name
+    model_digest: str  # SHA-256 of the weights: all their files, unpacked, by name, in one
     files: dict[str, str]  # name: SHA-256
     stamps: dict[str, Stamp]  # name: what it had when it was hashed
     origin: dict[str, Stamp]  # the same of a local source's files
@@ -201,7 +203,11 @@ def _seal(folder: Path, wanted: _Wanted, sha256: str | None, origin: dict[str, S
         raise PullError(f"{wanted.source} holds no {' and no '.join(missing)}")
     digests = {name: file_digest(path) for name, path in files.items()}
     weights = [path for path in files.values() if path.suffix == ".safetensors"]
-    found = digests[weights[0].name] if len(weights) == 1 else file_digest(*weights)
+    try:
+        plain = len(weights) == 1 and bundle_shard(weights[0]) is None  # and hashed already
+        found = digests[weights[0].name] if plain else weights_digest(weights)
+    except BadModel as error:
+        raise PullError(str(error)) from error
     _expect("the weights", found, wanted.model_digest)
     for path in files.values():
         _flush(path)

@@ -1,17 +1,26 @@
-"""Which files a model's weights lie in, and their digest. Opens no tensor."""
+"""Which files a model's weights lie in, and their digest. Opens no tensor.
+
+A file may be a shard of an Unweight bundle: its digest is that of the file that was packed, so that
+a model is the same model in both forms.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
-from infire.model.config import BadModel
+from infire.model.config import BadModel, MissingFile
+from unweight.reader import Shard, is_bundle
+from unweight.safetensors_header import BadFile
+from unweight.source import source_bytes
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_READ = 1 << 20  # bytes
 
 
 class DamagedWeights(BadModel):
@@ -49,16 +58,54 @@ def weight_paths(folder: Path) -> list[Path]:
 
 
 def model_digest(folder: Path) -> str:
-    """As `edgefire.json` says, else the SHA-256 of the weight files, one after the other."""
+    """As `edgefire.json` says, else `weights_digest`. Of a bundle of one file that digest is taken
+    from the file: what is decoded of it is verified by digests of its own.
+
+    Raises `BadModel`."""
     try:
         about = (folder / "edgefire.json").read_bytes()
         return msgspec.json.decode(about, type=_About).model_digest
     except FileNotFoundError:
-        digest = sha256()
+        pass
     except msgspec.DecodeError as error:
         raise BadModel(f"{folder / 'edgefire.json'}: {error}") from error
-    for path in weight_paths(folder):
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
+    paths = weight_paths(folder)
+    if len(paths) == 1 and (shard := bundle_shard(paths[0])) is not None:
+        return shard.source_sha256
+    return weights_digest(paths)
+
+
+def weights_digest(paths: Iterable[Path], threads: int = 1) -> str:
+    """The SHA-256 of weight files, one after the other, all of each read; of shards of a bundle,
+    of the files that were packed. Raises `BadModel`."""
+    digest = sha256()
+    for path in paths:
+        try:
+            for piece in _content(path, threads):
+                digest.update(piece)
+        except BadFile as error:
+            raise DamagedWeights(str(error)) from error
     return digest.hexdigest()
+
+
+def bundle_shard(path: Path) -> Shard | None:
+    """The file as a shard of a bundle, if it is one. Raises `BadModel` for what is neither that nor
+    a safetensors file."""
+    try:
+        return Shard(path) if is_bundle(path) else None
+    except FileNotFoundError as error:
+        raise MissingFile(f"{path} is missing") from error
+    except BadFile as error:
+        raise DamagedWeights(f"{path} is damaged or cut short: {error}") from error
+    except OSError as error:
+        raise DamagedWeights(f"{path} cannot be read: {error}") from error
+
+
+def _content(path: Path, threads: int) -> Iterator[bytes | memoryview]:
+    shard = bundle_shard(path)
+    if shard is not None:
+        yield from source_bytes(shard, threads)
+        return
+    with path.open("rb") as file:
+        while chunk := file.read(_READ):
+            yield chunk

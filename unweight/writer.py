@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import math
 import os
 import shutil
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
 import xxhash
@@ -27,6 +25,7 @@ from unweight import coder
 from unweight.bundle import BadChecksum, about, chunk_rows, matrix
 from unweight.reader import Shard, is_bundle, mapped
 from unweight.safetensors_header import BadFile, Place, read_header, write_header
+from unweight.source import AHEAD, ahead, source_bytes
 
 Progress = Callable[[int], None]  # so many bytes of BF16 (or of a file that is copied) are done
 
@@ -34,10 +33,7 @@ _SMALLEST = 1 << 12  # weights: below, parts and offsets are most of it
 _WORTH = 0.9  # of its bytes: what is not smaller than that stays as it was
 _SAMPLES = 2  # pieces that are coded to see
 _SAMPLE = 1 << 14  # weights of a piece
-_AHEAD = 4  # chunks a thread may be ahead of the writer
 _HASHED = 1 << 24  # bytes
-_T = TypeVar("_T")
-_R = TypeVar("_R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +75,12 @@ def check_folder(
     found = {}
     for path in _weights(source):
         shard = Shard(path)
-        sha256, xxh3 = hashlib.sha256(), xxhash.xxh3_128()
-        for part in _source_bytes(shard, threads):
+        sha256 = hashlib.sha256()
+        for part in source_bytes(shard, threads):
             sha256.update(part)
-            xxh3.update(part)
             progress(len(part))
         if sha256.hexdigest() != shard.source_sha256:
             raise BadChecksum(f"{path}: SHA-256 {sha256.hexdigest()}, not {shard.source_sha256}")
-        _check_xxh3(shard, xxh3)
         found[path.name] = sha256.hexdigest()
     if not found:
         raise Refused(f"{source} has no safetensors file")
@@ -172,7 +166,7 @@ def _write_packed(
 
     def planes() -> Iterator[NDArray[np.uint8]]:
         starts = range(0, words.size, step)
-        for sm, frame, digest in _ahead(coding.pool, code, starts, coding.threads * _AHEAD):
+        for sm, frame, digest in ahead(coding.pool, code, starts, coding.threads * AHEAD):
             frames.append(frame)
             digests.append(digest)
             yield sm
@@ -213,62 +207,10 @@ def _unpack(source: Path, target: Path, threads: int, progress: Progress) -> boo
         progress(shard.contents.source_bytes)
         return False
     with _made(target) as file:
-        xxh3 = xxhash.xxh3_128()
-        for part in _source_bytes(shard, threads):
+        for part in source_bytes(shard, threads):
             file.write(part)
-            xxh3.update(part)
             progress(len(part))
-        _check_xxh3(shard, xxh3)
     return True
-
-
-def _source_bytes(shard: Shard, threads: int) -> Iterator[memoryview]:
-    """The file that was packed, piece by piece."""
-    yield memoryview(shard.contents.source_head)
-    ahead = threads * _AHEAD
-    sizes = [math.prod((entry.chunk_rows or 0, entry.rows[1])) for entry in shard.entries]
-    # As many as can be waiting, and the one that is read: new memory for each costs page faults.
-    buffers = np.empty((ahead + 1, max(sizes, default=0)), np.uint16)
-    with ThreadPoolExecutor(threads) as pool:
-        for name, size in zip(shard.names, sizes, strict=True):
-            entry = shard.entry(name)
-            if not entry.compressed:
-                raw = shard.raw(name)
-                for start in range(0, raw.size, _HASHED):
-                    yield raw[start : start + _HASHED].data
-                continue
-            weights = math.prod(entry.shape)
-
-            def decode(
-                chunk: int, name: str = name, size: int = size, weights: int = weights
-            ) -> NDArray[np.uint16]:
-                out = buffers[chunk % len(buffers), : min(size, weights - chunk * size)]
-                return shard.chunk(name, chunk, out)
-
-            for words in _ahead(pool, decode, range(entry.num_chunks), ahead):
-                yield words.view(np.uint8).data
-
-
-def _check_xxh3(shard: Shard, xxh3: xxhash.xxh3_128) -> None:
-    if xxh3.hexdigest() != shard.contents.source_xxh3:
-        raise BadChecksum(f"{shard.path}: what it unpacks to is not what was packed")
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, work: Callable[[_T], _R], items: Iterable[_T], most: int
-) -> Iterator[_R]:
-    """As `pool.map`, with at most so many results waiting."""
-    waiting: deque[Future[_R]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) >= most:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
 
 
 def _each_file(

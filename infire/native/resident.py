@@ -152,7 +152,7 @@ def write(
     path: Path, folder: Path, config: ModelConfig, model_digest: str, *, form: str, threads: int
 ) -> None:
     """Pack the weights of a model folder into a new file; a part at a time is in memory."""
-    tensors = TensorFiles(folder)
+    tensors = TensorFiles(folder, threads=threads)
     arrays: dict[str, _Array] = {}
     with path.open("xb") as file:
         file.write(bytes(_ALIGNMENT))
@@ -196,12 +196,9 @@ def _packed(
     """The arrays of a part, by name."""
     if isinstance(part, VectorPart):
         vector = np.zeros(_padded(part.size), np.uint16)
-        np.concatenate(
-            [tensors.take(name, size) for name, size in part.tensors], out=vector[: part.size]
-        )
+        vector[: part.size] = tensors.stack(part.tensors)
         return {part.name: vector}
-    some = [tensors.take(name, size, part.num_inputs) for name, size in part.tensors]
-    weights = some[0] if len(some) == 1 else np.concatenate(some)
+    weights = tensors.stack(part.tensors, part.num_inputs)
     if form == "u12":
         try:
             strips = pack_u12(weights, threads=threads)

@@ -1,52 +1,67 @@
 """Tensors by name as bfloat16, out of the safetensors files of a model folder, without torch.
 
-The format: https://huggingface.co/docs/safetensors. Knows no model.
+Plain files are mapped; of a bundle's what is asked for is decoded, and verified. Knows no model.
 """
 
 from __future__ import annotations
 
-import mmap
 from pathlib import Path
 
-import msgspec
 import numpy as np
-from msgspec import Struct
 from numpy.typing import NDArray
 
-from infire.model.config import MissingFile
-from infire.weight_files import DamagedWeights, MissingTensor, WrongShape, weight_paths
-
-_LONGEST_HEADER = 100 << 20  # bytes, as the format's own reader has it
-
-
-class _Entry(Struct, frozen=True):
-    dtype: str
-    shape: tuple[int, ...]
-    data_offsets: tuple[int, int]  # from the end of the header
+from infire.weight_files import (
+    DamagedWeights,
+    MissingTensor,
+    WrongShape,
+    bundle_shard,
+    weight_paths,
+)
+from unweight.reader import Shard, mapped
+from unweight.safetensors_header import BadFile, Place, read_header
 
 
 class TensorFiles:
-    """The tensors of a folder, read from mapped files when they are asked for."""
+    """The tensors of a folder, read from its files when they are asked for. Raises `BadModel`."""
 
-    def __init__(self, folder: Path) -> None:
-        self._places: dict[str, tuple[NDArray[np.uint8], _Entry]] = {}
+    def __init__(self, folder: Path, *, threads: int = 1) -> None:
+        self._threads = threads
+        self._shards: dict[str, Shard] = {}
+        self._places: dict[str, tuple[NDArray[np.uint8], Place]] = {}  # in plain files
         for path in weight_paths(folder):
-            content, entries = _read(path)
-            self._places |= {name: (content, entry) for name, entry in entries.items()}
+            shard = bundle_shard(path)
+            if shard is not None:
+                self._shards |= dict.fromkeys(shard.names, shard)
+                continue
+            content = mapped(path)
+            header = read_header(content, str(path))
+            data = content[header.num_bytes :]
+            self._places |= {name: (data, place) for name, place in header.places.items()}
+
+    def stack(self, tensors: tuple[tuple[str, int], ...], *inner: int) -> NDArray[np.uint16]:
+        """Tensors of names and first sizes one below the other, as `take` has each; a view of the
+        file where it can be."""
+        if len(tensors) == 1 and not self._is_compressed(tensors[0][0]):
+            name, size = tensors[0]
+            return self.take(name, size, *inner)
+        stacked = np.empty((sum(size for _, size in tensors), *inner), np.uint16)
+        first = 0
+        for name, size in tensors:
+            self._take_into(stacked[first : first + size], name)
+            first += size
+        return stacked
 
     def take(self, name: str, *shape: int) -> NDArray[np.uint16]:
         """The bits of bfloat16, rounded to nearest even where the file has more of them.
 
         Raises `MissingTensor`, `WrongShape`, `DamagedWeights`.
         """
-        if name not in self._places:
-            raise MissingTensor(f"the weights lack {name}")
-        content, entry = self._places[name]
-        if entry.shape != shape:
-            raise WrongShape(f"{name} is {entry.shape}, and the configuration says {shape}")
-        begin, end = entry.data_offsets
-        data = content[begin:end]
-        match entry.dtype:
+        if self._is_compressed(name):
+            made = np.empty(shape, np.uint16)
+            self._take_into(made, name)
+            return made
+        dtype, data = self._stored(name, shape)
+        match dtype:
             case "BF16":
                 bits = data.view(np.uint16)
             case "F32":
@@ -57,6 +72,35 @@ class TensorFiles:
                 raise DamagedWeights(f"{name} is of type {other}, not BF16, F16 or F32")
         return bits.reshape(shape)
 
+    def _is_compressed(self, name: str) -> bool:
+        return name in self._shards and self._shards[name].entry(name).compressed
+
+    def _take_into(self, out: NDArray[np.uint16], name: str) -> None:
+        """Straight from a bundle's chunks where it is compressed."""
+        if not self._is_compressed(name):
+            out[:] = self.take(name, *out.shape)
+            return
+        shard = self._shards[name]
+        entry = shard.entry(name)
+        _expect(name, entry.shape, out.shape)
+        try:
+            shard.bits(name, threads=self._threads, out=out.reshape(entry.rows))
+        except BadFile as error:
+            raise DamagedWeights(str(error)) from error
+
+    def _stored(self, name: str, shape: tuple[int, ...]) -> tuple[str, NDArray[np.uint8]]:
+        """The type and bytes of a tensor that is in the file as it is."""
+        if name in self._shards:
+            shard = self._shards[name]
+            entry = shard.entry(name)
+            _expect(name, entry.shape, shape)
+            return entry.dtype, shard.raw(name)
+        if name not in self._places:
+            raise MissingTensor(f"the weights lack {name}")
+        data, place = self._places[name]
+        _expect(name, place.shape, shape)
+        return place.dtype, data[place.begin : place.end]
+
 
 def rounded(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """The bits of the nearest bfloat16, ties to even; NaN stays NaN."""
@@ -65,35 +109,6 @@ def rounded(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     return np.where(np.isnan(values), words >> 16 | 0x40, nearest).astype(np.uint16)
 
 
-def _read(path: Path) -> tuple[NDArray[np.uint8], dict[str, _Entry]]:
-    """What follows the header of a file, mapped, and where each tensor lies in it."""
-    try:
-        with path.open("rb") as file:
-            content = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-    except FileNotFoundError as error:
-        raise MissingFile(f"{path} is missing") from error
-    except (OSError, ValueError) as error:  # as of an empty file
-        raise DamagedWeights(f"{path} cannot be read: {error}") from error
-    length = int.from_bytes(content[:8].tobytes(), "little")
-    if not 0 < length <= min(len(content) - 8, _LONGEST_HEADER):
-        raise DamagedWeights(f"{path} is damaged or cut short: header of {length} bytes")
-    try:
-        entries = msgspec.json.decode(
-            content[8 : 8 + length].tobytes(), type=dict[str, msgspec.Raw]
-        )
-        entries.pop("__metadata__", None)
-        found = {name: msgspec.json.decode(raw, type=_Entry) for name, raw in entries.items()}
-    except msgspec.DecodeError as error:
-        raise DamagedWeights(f"{path} is damaged: {error}") from error
-    data = content[8 + length :]
-    for name, entry in found.items():
-        begin, end = entry.data_offsets
-        size = int(np.prod(entry.shape, dtype=np.int64)) * _BYTES.get(entry.dtype, 0)
-        if not 0 <= begin <= end <= len(data) or (entry.dtype in _BYTES and end - begin != size):
-            raise DamagedWeights(
-                f"{path} is damaged or cut short: {name} at {begin} to {end} of {len(data)} bytes"
-            )
-    return data, found
-
-
-_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
+def _expect(name: str, found: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    if found != shape:
+        raise WrongShape(f"{name} is {found}, and the configuration says {shape}")
