@@ -39,7 +39,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Weights(StrEnum):
-    """How weights lie in memory where kernels on CPU read them; results are the same."""
+    """How matrices lie in memory: where kernels on CPU read them, and on a CUDA device."""
 
     U12 = "u12"
     BF16 = "bf16"
@@ -63,7 +63,7 @@ class Settings:
     max_step_tokens: int  # tokens one forward pass computes
     max_running: int  # sequences computed together
     threads: int  # on CPU
-    weights: str  # u12 or bf16: how they lie in memory, where kernels on CPU read them
+    weights: str  # u12 or bf16: how matrices lie in memory, of a CPU or of a CUDA device
     max_draft_ids: int  # 0: no speculation
     cache_dir: Path  # compiled kernels, packed weights: may be deleted
 
@@ -94,7 +94,7 @@ def serve(  # noqa: PLR0913  one parameter a flag
     max_running: Annotated[int, typer.Option(min=1, help="Sequences a forward pass.")] = 64,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: all.")] = 0,
     weights: Annotated[
-        Weights, typer.Option(help="On CPU, in memory: 12 bits a weight, nothing lost, or 16.")
+        Weights, typer.Option(help="In memory: 12 bits a weight, nothing lost, or 16.")
     ] = Weights.U12,
     max_draft_ids: Annotated[
         int, typer.Option(min=0, help="Ids guessed from the prompt and verified in a pass; 0: none")
@@ -236,6 +236,8 @@ def _load_model(settings: Settings) -> Loaded:
         max_running=settings.max_running,
         max_step_tokens=settings.max_step_tokens,
         threads=settings.threads,
+        weights=settings.weights,
+        cache=settings.cache_dir,
     )
 
 

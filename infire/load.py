@@ -15,6 +15,7 @@ from infire.kv_pools import kv_groups, longest, num_blocks
 from infire.loaded import Loaded
 from infire.model.config import read_config
 from infire.model.families import model_config
+from infire.model.layers import Weights
 from infire.model.transformer import transformer
 from infire.runner import ModelRunner
 from infire.weight_files import model_digest
@@ -33,11 +34,14 @@ def load_model(  # noqa: PLR0913  one parameter a setting
     max_running: int,
     max_step_tokens: int,
     threads: int,
+    weights: str = "bf16",
+    cache: Path | None = None,
 ) -> Loaded:
     """Map the weights of `folder` and make one step with them.
 
-    `threads` holds for the whole process. Raises `BadModel` for a folder that cannot be served,
-    `NoDevice` for a device that does not work.
+    With `weights` "u12" a CUDA device that computes in BF16 has its matrices in 12 bits, multiplied
+    by plans from `cache` or those shipped. `threads` holds for the whole process. Raises `BadModel`
+    for a folder that cannot be served, `NoDevice` for a device that does not work.
     """
     began = perf_counter()
     torch.set_num_threads(threads)
@@ -46,7 +50,12 @@ def load_model(  # noqa: PLR0913  one parameter a setting
     if trouble is not None:
         _logger.warning("computing on the CPU: %s", trouble)
     kind = choose_dtype(dtype, where)
-    weights = WeightFiles(folder, device=where, dtype=kind)
+    parameters = _parameters(
+        WeightFiles(folder, device=where, dtype=kind, threads=threads),
+        where,
+        packed=weights == "u12" and where.type == "cuda" and kind == torch.bfloat16,
+        cache=cache,
+    )
     layout = KVLayout(
         groups=kv_groups(config, block_tokens),
         dtype=str(kind).removeprefix("torch."),
@@ -57,7 +66,7 @@ def load_model(  # noqa: PLR0913  one parameter a setting
     )
     max_tokens = longest(config, layout, counts)
     runner = ModelRunner(
-        transformer(config, weights, max_tokens=max_tokens),
+        transformer(config, parameters, max_tokens=max_tokens),
         KVCache(layout, counts, where),
         num_slots=max_running,
         max_tokens=max_tokens,
@@ -74,3 +83,16 @@ def load_model(  # noqa: PLR0913  one parameter a setting
         dtype=layout.dtype,
         load_s=perf_counter() - began,
     )
+
+
+def _parameters(
+    files: WeightFiles, device: torch.device, *, packed: bool, cache: Path | None
+) -> Weights:
+    if not packed:
+        return files
+    try:
+        from infire.packed import PackedWeights, plans_for  # needs triton
+    except ImportError as error:
+        _logger.warning("weights stay in BF16: %s", error)
+        return files
+    return PackedWeights(files, device, plans_for(device, cache or Path()))

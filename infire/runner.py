@@ -22,7 +22,7 @@ class ModelRunner:
         self, model: Transformer, cache: KVCache, *, num_slots: int, max_tokens: int
     ) -> None:
         config = model.config
-        weight = model.embeddings
+        weight = model.norm.weight
         self._model = model
         self._cache = cache
         self._tables = BlockTables(cache.layout.groups, num_slots, max_tokens)

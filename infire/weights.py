@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,10 @@ class WeightFiles:
         _expect(name, tuple(file.get_slice(name).get_shape()), shape)
         tensor: Tensor = file.get_tensor(name)
         return tensor.to(self._device, self._dtype)
+
+    def matrices(self, tensors: Seq[tuple[str, int]], num_inputs: int) -> list[Tensor]:
+        """Each by itself: a view of its file, where it can be one."""
+        return [self.take(name, size, num_inputs) for name, size in tensors]
 
     def _decoded(self, shard: Shard, name: str) -> Tensor:
         try:

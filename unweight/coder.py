@@ -26,6 +26,10 @@ _PARAMETERS = zstandard.ZstdCompressionParameters(
     write_content_size=True,
 )
 _BLOCK = 1 << 15  # weights that are split or joined at a time: what is between stays in L2
+_SMALLEST = 1 << 12  # weights: below, parts and offsets are most of it
+_WORTH = 0.9  # of its bytes: what is not smaller than that stays as it was
+_SAMPLES = 2  # pieces that are coded to see
+_SAMPLE = 1 << 14  # weights of a piece
 _local = threading.local()
 
 
@@ -85,6 +89,16 @@ def decode(frame: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     except zstandard.ZstdError as error:
         raise BadFrame(str(error)) from error
     return np.frombuffer(content, np.uint8)
+
+
+def is_worth(words: NDArray[np.uint16]) -> bool:
+    """Whether weights (n,) are to be coded, by pieces of them."""
+    if words.size < _SMALLEST:
+        return False
+    step = min(words.size, _SAMPLE)
+    starts = np.linspace(0, words.size - step, _SAMPLES).astype(int)
+    coded = [len(encode(split(words[s : s + step])[1])) for s in set(starts.tolist())]
+    return sum(coded) / len(coded) / step + 1 <= 2 * _WORTH
 
 
 def digest(words: NDArray[np.uint16]) -> int:

@@ -29,10 +29,6 @@ from unweight.source import AHEAD, ahead, source_bytes
 
 Progress = Callable[[int], None]  # so many bytes of BF16 (or of a file that is copied) are done
 
-_SMALLEST = 1 << 12  # weights: below, parts and offsets are most of it
-_WORTH = 0.9  # of its bytes: what is not smaller than that stays as it was
-_SAMPLES = 2  # pieces that are coded to see
-_SAMPLE = 1 << 14  # weights of a piece
 _HASHED = 1 << 24  # bytes
 
 
@@ -73,7 +69,7 @@ def check_folder(
     """SHA-256 of every file that would be unpacked. Raises `BadFile` for the first that is damaged,
     `Refused` if there are none."""
     found = {}
-    for path in _weights(source):
+    for path in weight_files(source):
         shard = Shard(path)
         sha256 = hashlib.sha256()
         for part in source_bytes(shard, threads):
@@ -82,19 +78,30 @@ def check_folder(
         if sha256.hexdigest() != shard.source_sha256:
             raise BadChecksum(f"{path}: SHA-256 {sha256.hexdigest()}, not {shard.source_sha256}")
         found[path.name] = sha256.hexdigest()
-    if not found:
-        raise Refused(f"{source} has no safetensors file")
     return found
 
 
-def total_bytes(source: Path, *, unpacked: bool) -> int:
-    """What `progress` will have counted in the end."""
-    paths = _files(source)
+def total_bytes(source: Path, *, unpacked: bool, copies: bool = True) -> int:
+    """What `progress` will have counted in the end; `copies`: with files that are no weights."""
+    paths = _files(source) if copies else weight_files(source)
     sizes = [
         Shard(path).contents.source_bytes if unpacked and _is_weights(path) else path.stat().st_size
         for path in paths
     ]
     return sum(sizes)
+
+
+def size_on_disk(path: Path) -> int:
+    """Of a file, or of all in a folder."""
+    return sum(file.stat().st_size for file in _files(path))
+
+
+def weight_files(source: Path) -> list[Path]:
+    """The safetensors files of a folder, or the one that is given. Raises `Refused` if none is."""
+    paths = [path for path in _files(source) if _is_weights(path)]
+    if not paths:
+        raise Refused(f"{source} has no safetensors file")
+    return paths
 
 
 def _pack(source: Path, target: Path, threads: int, progress: Progress) -> bool:
@@ -192,13 +199,7 @@ def _room(places: Mapping[str, Place], packed: Mapping[str, int], head: bytes) -
 
 
 def _is_worth(place: Place, data: NDArray[np.uint8]) -> bool:
-    if place.dtype != "BF16" or place.end - place.begin < 2 * _SMALLEST:
-        return False
-    words = data[_of(place)].view("<u2")
-    step = min(words.size, _SAMPLE)
-    starts = np.linspace(0, words.size - step, _SAMPLES).astype(int)
-    coded = [len(coder.encode(coder.split(words[s : s + step])[1])) for s in set(starts.tolist())]
-    return sum(coded) / len(coded) / step + 1 <= 2 * _WORTH
+    return place.dtype == "BF16" and coder.is_worth(data[_of(place)].view("<u2"))
 
 
 def _unpack(source: Path, target: Path, threads: int, progress: Progress) -> bool:
@@ -217,8 +218,7 @@ def _each_file(
     source: Path, target: Path, convert: Callable[[Path, Path], bool], progress: Progress
 ) -> list[str]:
     paths = _files(source)
-    if not any(_is_weights(path) for path in paths):
-        raise Refused(f"{source} has no safetensors file")
+    weight_files(source)
     if source.is_file():
         target_of = {source: target}
     else:
@@ -302,10 +302,6 @@ def _files(source: Path) -> list[Path]:
     return sorted(
         path for path in source.rglob("*") if path.is_file() and not path.name.endswith(".making")
     )
-
-
-def _weights(source: Path) -> list[Path]:
-    return [path for path in _files(source) if _is_weights(path)]
 
 
 def _is_weights(path: Path) -> bool:

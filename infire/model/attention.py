@@ -10,14 +10,12 @@ from infire.batch import GroupBatch
 from infire.kernels.paged_attention import paged_attention
 from infire.kv_cache import LayerCache
 from infire.model.config import ModelConfig
-from infire.model.layers import Linear, RMSNorm, Rotation, Weights, linear
+from infire.model.layers import Beside, Linear, RMSNorm, Rotation, Weights, beside, linear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
-    q: Linear
-    k: Linear
-    v: Linear
+    qkv: Beside
     out: Linear
     q_norm: RMSNorm | None
     k_norm: RMSNorm | None
@@ -27,9 +25,7 @@ class Attention:
         self, x: Tensor, rotation: Rotation, batch: GroupBatch, cache: LayerCache
     ) -> Tensor:
         """x: (T, hidden) -> (T, hidden). Writes the KV of the step's tokens."""
-        q = self.q(x).view(len(x), -1, self.head_dim)
-        k = self.k(x).view(len(x), -1, self.head_dim)
-        v = self.v(x).view(len(x), -1, self.head_dim)
+        q, k, v = (y.view(len(x), -1, self.head_dim) for y in self.qkv(x))
         if self.q_norm and self.k_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         cache.write(rotation(k), v, batch.cells)
@@ -50,9 +46,12 @@ def attention(config: ModelConfig, weights: Weights, name: str) -> Attention:
         return RMSNorm(weights.take(f"{name}.{which}.weight", size), config.norm_eps)
 
     return Attention(
-        q=linear(weights, f"{name}.q_proj", (q_size, hidden), bias=config.qkv_bias),
-        k=linear(weights, f"{name}.k_proj", (kv_size, hidden), bias=config.qkv_bias),
-        v=linear(weights, f"{name}.v_proj", (kv_size, hidden), bias=config.qkv_bias),
+        qkv=beside(
+            weights,
+            ((f"{name}.q_proj", q_size), (f"{name}.k_proj", kv_size), (f"{name}.v_proj", kv_size)),
+            hidden,
+            bias=config.qkv_bias,
+        ),
         out=linear(weights, f"{name}.o_proj", (hidden, q_size), bias=config.out_bias),
         q_norm=norm("q_norm"),
         k_norm=norm("k_norm"),

@@ -6,41 +6,97 @@ norms and rotations are worked out in float32 and rounded once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding, rms_norm
 from torch.nn.functional import linear as functional_linear
-from torch.nn.functional import rms_norm
 
 from infire.model.config import RopeConfig
 from infire.model.rope import rope_frequencies
 
 
+class Packed(Protocol):
+    """A matrix (out, in) in another form than a tensor's: `unweight.gpu.linear.Linear` is one."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: (T, in) -> (T, out)."""
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """ids: (T,) int64 -> (T, in), those rows."""
+
+
+Matrix: TypeAlias = Tensor | Packed
+
+
 class Weights(Protocol):
-    """Where a model gets its parameters from. `infire.weights.Folder` and tests are two."""
+    """Where a model gets its parameters from: `infire.weights` and `infire.packed` have two."""
 
     def take(self, name: str, *shape: int) -> Tensor:
         """The tensor of that name, on the device it computes on; it must have that shape."""
 
+    def matrices(self, tensors: Seq[tuple[str, int]], num_inputs: int) -> Seq[Matrix]:
+        """Matrices of one input, of names and outputs: each by itself, or one of all, stacked."""
+
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    weight: Tensor  # (out, in)
+    weight: Matrix  # (out, in)
     bias: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (T, in) -> (T, out)."""
-        return functional_linear(x, self.weight, self.bias)
+        if isinstance(self.weight, Tensor):
+            return functional_linear(x, self.weight, self.bias)
+        y = self.weight(x)
+        return y if self.bias is None else y.add_(self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Layers of one input, each by itself or all in one."""
+
+    linears: tuple[Linear, ...]
+    sizes: tuple[int, ...]  # outputs of each
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        """x: (T, in) -> (T, out) of each."""
+        if len(self.linears) == len(self.sizes):
+            return tuple([linear(x) for linear in self.linears])
+        return torch.split(self.linears[0](x), list(self.sizes), -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    weight: Matrix  # (V, hidden)
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """ids: (T,) int64 -> (T, hidden)."""
+        if isinstance(self.weight, Tensor):
+            return embedding(ids, self.weight)
+        return self.weight.rows(ids)
 
 
 def linear(weights: Weights, name: str, size: tuple[int, int], *, bias: bool) -> Linear:
     """The layer `name` of `size` (out, in)."""
-    return Linear(
-        weights.take(f"{name}.weight", *size),
-        weights.take(f"{name}.bias", size[0]) if bias else None,
-    )
+    return beside(weights, ((name, size[0]),), size[1], bias=bias).linears[0]
+
+
+def beside(
+    weights: Weights, layers: Seq[tuple[str, int]], num_inputs: int, *, bias: bool
+) -> Beside:
+    """Layers of names and outputs."""
+    sizes = tuple([size for _, size in layers])
+    found = weights.matrices([(f"{name}.weight", size) for name, size in layers], num_inputs)
+    if not bias:
+        return Beside(tuple([Linear(matrix) for matrix in found]), sizes)
+    biases = [weights.take(f"{name}.bias", size) for name, size in layers]
+    if len(found) < len(layers):
+        biases = [torch.cat(biases)]
+    return Beside(tuple(map(Linear, found, biases)), sizes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,12 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn.functional import embedding
 
 from infire.batch import Batch
 from infire.kv_cache import LayerCache
 from infire.model.attention import Attention, attention
 from infire.model.config import ModelConfig
-from infire.model.layers import Linear, RMSNorm, RopeTable, Weights, linear
+from infire.model.layers import Embeddings, Linear, RMSNorm, RopeTable, Weights, linear
 from infire.model.mlp import MLP, mlp
 
 
@@ -27,7 +26,7 @@ class Layer:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transformer:
     config: ModelConfig
-    embeddings: Tensor  # (V, hidden)
+    embeddings: Embeddings
     layers: tuple[Layer, ...]
     norm: RMSNorm
     head: Linear
@@ -35,7 +34,7 @@ class Transformer:
 
     def forward(self, batch: Batch, caches: Seq[LayerCache]) -> Tensor:
         """(T, hidden): what the last layer makes of each token. Writes their KV into `caches`."""
-        x = embedding(batch.token_ids, self.embeddings)
+        x = self.embeddings(batch.token_ids)
         rotation = self.rope.at(batch.positions)
         for layer, cache in zip(self.layers, caches, strict=True):
             group = batch.groups[cache.group]
@@ -51,20 +50,21 @@ class Transformer:
 def transformer(config: ModelConfig, weights: Weights, *, max_tokens: int) -> Transformer:
     """The decoder of `config` for positions below `max_tokens`."""
     vocab, hidden = config.vocab_size, config.hidden_size
-    embeddings = weights.take("model.embed_tokens.weight", vocab, hidden)
+    (embeddings,) = weights.matrices((("model.embed_tokens.weight", vocab),), hidden)
     if config.tied_embeddings:
-        head = Linear(embeddings)
+        head = Linear(embeddings)  # one copy for both
     else:
         head = linear(weights, "lm_head", (vocab, hidden), bias=False)
+    norm = RMSNorm(weights.take("model.norm.weight", hidden), config.norm_eps)
     return Transformer(
         config=config,
-        embeddings=embeddings,
+        embeddings=Embeddings(embeddings),
         layers=tuple(
             [_layer(config, weights, f"model.layers.{n}") for n in range(config.num_layers)]
         ),
-        norm=RMSNorm(weights.take("model.norm.weight", hidden), config.norm_eps),
+        norm=norm,
         head=head,
-        rope=RopeTable(config.rope, config.head_dim, max_tokens, like=embeddings),
+        rope=RopeTable(config.rope, config.head_dim, max_tokens, like=norm.weight),
     )
 
 

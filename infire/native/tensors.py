@@ -18,6 +18,7 @@ from infire.weight_files import (
     weight_paths,
 )
 from unweight.reader import Shard, mapped
+from unweight.rounding import to_bf16
 from unweight.safetensors_header import BadFile, Place, read_header
 
 
@@ -65,9 +66,9 @@ class TensorFiles:
             case "BF16":
                 bits = data.view(np.uint16)
             case "F32":
-                bits = rounded(data.view(np.float32))
+                bits = to_bf16(data.view(np.float32))
             case "F16":
-                bits = rounded(data.view(np.float16).astype(np.float32))
+                bits = to_bf16(data.view(np.float16).astype(np.float32))
             case other:
                 raise DamagedWeights(f"{name} is of type {other}, not BF16, F16 or F32")
         return bits.reshape(shape)
@@ -100,13 +101,6 @@ class TensorFiles:
         data, place = self._places[name]
         _expect(name, place.shape, shape)
         return place.dtype, data[place.begin : place.end]
-
-
-def rounded(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """The bits of the nearest bfloat16, ties to even; NaN stays NaN."""
-    words = values.view(np.uint32)
-    nearest = (words + (0x7FFF + (words >> 16 & 1))) >> 16
-    return np.where(np.isnan(values), words >> 16 | 0x40, nearest).astype(np.uint16)
 
 
 def _expect(name: str, found: tuple[int, ...], shape: tuple[int, ...]) -> None:

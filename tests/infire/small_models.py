@@ -70,12 +70,17 @@ KINDS = tuple(_ROWS)
 
 
 def make_folder(
-    kind: str, folder: Path, *, dtype: torch.dtype = torch.float32, shard_bytes: int = 10**9
+    kind: str,
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    shard_bytes: int = 10**9,
+    **sizes: int,
 ) -> Path:
-    """A model folder of that kind; the same weights every time."""
+    """A model folder of that kind, of other sizes if told; the same weights every time."""
     config_class, model_class, changes = _ROWS[kind]
     torch.manual_seed(7)
-    model = model_class(config_class(**{**_SIZES, **changes}))
+    model = model_class(config_class(**{**_SIZES, **changes, **sizes}))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # Far from 0 and 1, so that a bias or norm left out is noticed.
