@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +46,8 @@ app = typer.Typer(
 )
 
 Threads = Annotated[int, typer.Option(min=0, help="0: one a usable core.")]
-_WIDTH = 100  # columns of a table that no terminal limits
+_REASONS = 5  # that are told
+_WIDTH = 120  # columns of a table that no terminal limits
 
 
 @app.command()
@@ -85,12 +87,13 @@ def check(
 
 
 @app.command()
-def stat(
+def stat(  # noqa: PLR0913  one parameter a flag
     source: Annotated[Path | None, typer.Argument(help="A model folder, file or bundle.")] = None,
     *,
     png: Annotated[Path | None, typer.Option(help="The histogram, as a picture.")] = None,
     json: Annotated[bool, typer.Option("--json", help="For a program to read.")] = False,
     as_bf16: Annotated[bool, typer.Option("--as-bf16", help="Round FP32 to BF16 first.")] = False,
+    all_tensors: Annotated[bool, typer.Option("--all", help="Vectors and the like, too.")] = False,
     synthetic: Annotated[
         str | None, typer.Option(help=f"Instead of a source: {', '.join(LAYERS)}.")
     ] = None,
@@ -109,7 +112,7 @@ def stat(
         if json:
             print(msgspec.json.format(msgspec.json.encode(found)).decode())
         else:
-            _show(found)
+            _show(found, all_tensors=all_tensors)
         if png is not None:
             draw(found.exponents, f"Exponents of {Path(found.source).name}", png)
 
@@ -119,19 +122,19 @@ def _files(source: Path | None, *, as_bf16: bool) -> Iterator[Source]:
     return of_files(weight_files(source), as_bf16=as_bf16)
 
 
-def _show(found: Stat) -> None:
+def _show(found: Stat, *, all_tensors: bool) -> None:
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("tensor", overflow="fold", ratio=1)
     for head in ("type", "shape", "H(exp)", "bundle", "tiles", "strips", "exceptions"):
-        table.add_column(head, justify="right")
-    for tensor in found.tensors:
+        table.add_column(head, justify="right", no_wrap=True)
+    shown = [t for t in found.tensors if all_tensors or t.tile_bits is not None]
+    for tensor in shown:
         table.add_row(*_row(tensor))
     console.print(table)
     console.print()
-    if found.rounded:
-        console.print("FP32 tensors were rounded to BF16: all figures are of the rounded weights.")
-    console.print("H(exp): bits of entropy of an exponent; other columns: bits a weight.")
+    for line in _asides(found, [t for t in found.tensors if t not in shown]):
+        console.print(line)
     for name, total in (("linear weights", found.linear), ("all tensors", found.everything)):
         if total is not None:
             console.print(_told(name, total))
@@ -144,11 +147,26 @@ def _row(tensor: Tensor) -> list[str]:
     def number(value: float | None, digits: int = 3) -> str:
         return "" if value is None else f"{value:.{digits}f}"
 
-    exceptions = "" if tensor.exceptions is None else f"{tensor.exceptions:.4%}"
-    row = [tensor.name if tensor.why_raw is None else f"{tensor.name} ({tensor.why_raw})"]
-    row += [tensor.dtype, "x".join(map(str, tensor.shape)) or "scalar", number(tensor.entropy, 2)]
-    row += [number(tensor.bundle_bits), number(tensor.tile_bits), number(tensor.strip_bits)]
-    return [*row, exceptions]
+    row = [tensor.name, tensor.dtype, "x".join(map(str, tensor.shape)) or "scalar"]
+    row += [number(tensor.entropy, 2), number(tensor.bundle_bits)]
+    if tensor.why_raw is not None:
+        return [*row, tensor.why_raw, "", ""]
+    return [
+        *row, number(tensor.tile_bits), number(tensor.strip_bits), f"{tensor.exceptions:.4%}"
+    ]  # fmt: skip
+
+
+def _asides(found: Stat, left_out: list[Tensor]) -> Iterator[str]:
+    yield "H(exp): bits of entropy of an exponent; other columns: bits a weight, all of it."
+    if found.rounded:
+        yield "FP32 was rounded to BF16 first: all figures are of the rounded weights."
+    if left_out:
+        weights = sum(tensor.num_weights for tensor in left_out)
+        yield f"{len(left_out)} tensors, {weights:,} weights, resident as they are (see --all):"
+        reasons = Counter(tensor.why_raw for tensor in left_out).most_common()
+        yield from (f"  {count} x {reason}" for reason, count in reasons[:_REASONS])
+        if len(reasons) > _REASONS:
+            yield f"  {sum(count for _, count in reasons[_REASONS:])} x others of that kind"
 
 
 def _told(name: str, total: Total) -> str:
