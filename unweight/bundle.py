@@ -171,8 +171,10 @@ def read_contents(header: Header, name: str) -> Contents:
 def _inflated(data: bytes, name: str) -> bytes:
     inflater = zlib.decompressobj()
     head = inflater.decompress(data, LONGEST_HEADER + 8)
-    if not inflater.eof:
+    if len(head) > LONGEST_HEADER + 7:
         raise HeaderTooLong(f"{name}: the source's header has over {LONGEST_HEADER} bytes")
+    if not inflater.eof:
+        raise BadHeader(f"{name}: the source's header is cut short")
     return head
 
 
@@ -207,8 +209,8 @@ def _check_place(
     place = header.places.get(key)
     if place is None:
         raise MissingPart(f"{name}: it lacks {key}")
-    if place.dtype != dtype or len(place.shape) != len(shape or (0,)):
-        raise WrongShape(f"{name}: {key} is {place.dtype} {place.shape}, not {dtype} {shape}")
-    if shape is not None and place.shape != shape:
-        raise WrongShape(f"{name}: {key} is {place.shape}, not {shape}")
+    fits = len(place.shape) == 1 if shape is None else place.shape == shape
+    if place.dtype != dtype or not fits:
+        wanted = "of one axis" if shape is None else shape
+        raise WrongShape(f"{name}: {key} is {place.dtype} {place.shape}, not {dtype} {wanted}")
     return place

@@ -1,0 +1,212 @@
+"""What goes into a bundle comes out, byte for byte, and anyone can read what is in between."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from tests.unweight.bundles import MATRIX, RAW, SMALL, bf16, bundle, file_of, source, tensors_of
+from unweight.coder import digest, join, split
+from unweight.reader import NoSuchTensor, Shard, is_bundle
+from unweight.samples import trained_like
+from unweight.writer import check_folder, pack_folder, unpack_folder
+
+EVERY = np.arange(1 << 16, dtype=np.uint16)
+
+
+def there_and_back(content: bytes, folder: Path, *, threads: int = 1) -> Path:
+    """The bundle of a file that must come back as it was."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plain, packed, again = (folder / f"{name}.safetensors" for name in ("plain", "packed", "again"))
+    plain.write_bytes(content)
+    pack_folder(plain, packed, threads=threads)
+    unpack_folder(packed, again, threads=threads)
+    assert again.read_bytes() == content
+    return packed
+
+
+def test_every_pattern_in_every_slot(tmp_path: Path) -> None:
+    """Trained weights, so that the tensor is coded, and all patterns at eight offsets in it."""
+    for roll in range(8):
+        weights = np.concatenate(
+            [trained_like(512, 1024, seed=roll).reshape(-1), np.roll(EVERY, roll)]
+        )
+        content = file_of({"w": bf16(weights.reshape(-1, 1024))})
+        packed = there_and_back(content, tmp_path / str(roll))
+        shard = Shard(packed)
+        assert shard.entry("w").compressed
+        assert np.array_equal(shard.bits("w").reshape(-1), weights)
+
+
+def test_what_floats_there_are(tmp_path: Path) -> None:
+    rows = trained_like(64, 1024, seed=0)
+    rows[0] = 0
+    rows[1] = 0x8000
+    rows[2, ::2] = 0x7F80  # Inf
+    rows[3] = 0x7FC1  # NaN with a payload
+    rows[4, 5:9] = [0xFF81, 0x0001, 0x807F, 0x0080]  # NaN, subnormals, the smallest normal
+    rows[5] = 0x4B00  # an outlier throughout
+    there_and_back(file_of({"w": bf16(rows)}), tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["F16", "F8_E4M3", "F8_E5M2", "F32", "U8", "I8", "I64", "BOOL"])
+def test_other_types_pass_through(tmp_path: Path, dtype: str) -> None:
+    size = {"F16": 2, "F32": 4, "I64": 8}.get(dtype, 1)
+    raw = trained_like(64, 1024, seed=0).tobytes()[: 64 * 1024 * size // 8 * 8]
+    raw = (raw * 4)[: 64 * 1024 * size]
+    content = file_of({"x": (dtype, (64, 1024), raw), "w": bf16(trained_like(64, 1024, seed=1))})
+    with safe_open(there_and_back(content, tmp_path), framework="np") as file:
+        assert {"x", "w.sm"} < set(file.keys())
+        assert "w" not in set(file.keys())
+
+
+def test_shapes_of_all_kinds(tmp_path: Path) -> None:
+    weights = trained_like(96, 1024, seed=0)
+    tensors = {
+        "scalar": bf16(weights[0, :1].reshape(())),
+        "none": bf16(weights[:0]),
+        "vector": bf16(weights.reshape(-1)),
+        "cube": bf16(weights.reshape(8, 12, 1024)),
+        "thin": bf16(weights.reshape(-1, 1)),
+        "nothing": ("F32", (0, 7), b""),
+    }
+    shard = Shard(there_and_back(file_of(tensors), tmp_path))
+    assert {n for n in shard.names if shard.entry(n).compressed} == {"vector", "cube", "thin"}
+
+
+def test_a_header_comes_back_as_it_was(tmp_path: Path) -> None:
+    matrix = bf16(trained_like(8, 1024, seed=0))
+    data = matrix[2] + bytes(16)
+    for n, head in enumerate(
+        [
+            {"z": ("BF16", (8, 1024), 0), "a": ("I32", (4,), len(matrix[2]))},
+            {"a": ("I32", (4,), len(matrix[2])), "z": ("BF16", (8, 1024), 0)},  # not as data lies
+        ]
+    ):
+        size = {"z": len(matrix[2]), "a": 16}
+        entries = {
+            key: {"data_offsets": [at, at + size[key]], "shape": list(shape), "dtype": dtype}
+            for key, (dtype, shape, at) in head.items()
+        }
+        for spaces, metadata in ((0, None), (13, {"format": "pt", "über": "ß"})):
+            told = {"__metadata__": metadata} if metadata else {}
+            text = json.dumps(told | entries, indent=spaces).encode() + b" " * spaces
+            content = len(text).to_bytes(8, "little") + text + data
+            there_and_back(content, tmp_path / f"{n} {spaces}")
+
+
+def test_readers_of_safetensors_open_it(tmp_path: Path) -> None:
+    """And a person could decode it with what the format's page says."""
+    path = bundle(tmp_path)
+    assert is_bundle(path)
+    assert not is_bundle(tmp_path / "plain.safetensors")
+    with safe_open(path, framework="np") as file:
+        assert set(file.keys()) == {
+            SMALL, RAW, *(f"{MATRIX}.{part}" for part in ("sm", "exp", "exp_off", "xxh3"))
+        }  # fmt: skip
+        about = file.metadata()
+        sm, frames = file.get_tensor(f"{MATRIX}.sm"), file.get_tensor(f"{MATRIX}.exp")
+        offsets, digests = (file.get_tensor(f"{MATRIX}.{part}") for part in ("exp_off", "xxh3"))
+    assert (about["format"], about["codec"]) == ("unweight/1", "zstd-huf")
+    assert json.loads(about["tensors"]) == {MATRIX: {"chunk_rows": 128}}
+    assert sm.shape == (300, 1024)
+    weights = trained_like(300, 1024, seed=1)
+    expected_sm, _ = split(weights.reshape(-1))
+    assert np.array_equal(sm.reshape(-1), expected_sm)
+    assert offsets.tolist() == sorted(offsets.tolist())
+    assert (len(offsets), offsets[0], offsets[-1]) == (4, 0, frames.size)
+    assert digests.tolist() == [digest(weights[n : n + 128].reshape(-1)) for n in (0, 128, 256)]
+
+
+def test_rows_come_alone_and_together(tmp_path: Path) -> None:
+    shard = Shard(bundle(tmp_path))
+    weights = trained_like(300, 1024, seed=1)
+    for rows in (slice(0, 1), slice(127, 129), slice(5, 290), slice(299, 300), slice(7, 7)):
+        for threads in (1, 3):
+            assert np.array_equal(shard.bits(MATRIX, rows, threads=threads), weights[rows])
+    for first, words in shard.chunks(MATRIX):
+        assert np.array_equal(words, weights[first : first + 128])
+    sm, frame = shard.planes(MATRIX, 2)
+    assert sm.size == 44 * 1024
+    assert frame.size > 0
+    with pytest.raises(NoSuchTensor, match="nothing"):
+        shard.entry("nothing")
+
+
+def test_threads_change_nothing(tmp_path: Path) -> None:
+    content = source(tmp_path / "x")
+    one, three = (
+        there_and_back(content, tmp_path / str(n), threads=n).read_bytes() for n in (1, 3)
+    )
+    assert one == three
+
+
+def test_check_tells_the_digests_of_the_sources(tmp_path: Path) -> None:
+    import hashlib
+
+    path = bundle(tmp_path)
+    expected = hashlib.sha256((tmp_path / "plain.safetensors").read_bytes()).hexdigest()
+    assert check_folder(path, threads=2) == {path.name: expected}
+
+
+def test_a_folder_comes_back_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    (folder / "onnx").mkdir(parents=True)
+    for n in (1, 2):
+        name = f"model-0000{n}-of-00002.safetensors"
+        weights = trained_like(40, 1024, seed=n)
+        (folder / name).write_bytes(file_of({f"w{n}": bf16(weights)}))
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    (folder / "onnx" / "model.bin").write_bytes(b"\0\1\2")
+    (folder / "empty").write_bytes(b"")
+    pack_folder(folder, tmp_path / "bundle", threads=2)
+    unpack_folder(tmp_path / "bundle", tmp_path / "again", threads=2)
+
+    def files(root: Path) -> dict[str, bytes]:
+        return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+    assert files(tmp_path / "again") == files(folder)
+    assert files(tmp_path / "bundle").keys() == files(folder).keys()
+    assert sum(map(len, files(tmp_path / "bundle").values())) < 0.7 * sum(
+        map(len, files(folder).values())
+    )
+
+
+def test_random_files(tmp_path: Path) -> None:
+    rng = random.Random(4)
+    types = {"BF16": 2, "F32": 4, "F16": 2, "U8": 1, "I64": 8}
+    for n in range(25):
+        tensors = {}
+        for t in range(rng.randrange(5)):
+            shape = tuple(rng.choice([1, 2, 3, 63, 100, 257]) for _ in range(rng.randrange(4)))
+            dtype = rng.choice(["BF16", "BF16", *types])
+            size = int(np.prod(shape))
+            if dtype == "BF16" and rng.random() < 0.8:
+                weights = trained_like(1, max(1, size), seed=n)[0, :size]
+                weights[:: rng.randrange(50, 5000)] = rng.randrange(1 << 16)
+                raw = weights.astype("<u2").tobytes()
+            else:
+                raw = rng.randbytes(size * types[dtype])
+            tensors[f"t{t}"] = (dtype, shape, raw)
+        content = file_of(tensors, spaces=rng.randrange(9))
+        there_and_back(content, tmp_path / str(n), threads=rng.choice([1, 2]))
+
+
+def test_metadata_of_the_bundle_is_its_own(tmp_path: Path) -> None:
+    """What the source said of itself is in the source's header, which is kept whole."""
+    shard = Shard(bundle(tmp_path))
+    assert shard.contents.source.metadata == {"format": "pt"}
+    head = json.loads(path_head(shard.path))
+    assert set(tensors_of(head)) == {MATRIX}
+    joined = join(*split(shard.bits(MATRIX).reshape(-1)), np.empty(300 * 1024, np.uint16))
+    assert np.array_equal(joined, shard.bits(MATRIX).reshape(-1))
+
+
+def path_head(path: Path) -> bytes:
+    content = path.read_bytes()
+    return content[8 : 8 + int.from_bytes(content[:8], "little")]
