@@ -156,9 +156,14 @@ def store_sums(acc, y_ptr, part_ptr, lock_ptr, rm, n, M, N, y_stride, SPLIT: tl.
         arrived = tl.atomic_add(lock, 1, sem="acq_rel")
         if arrived == SPLIT - 1:
             total = tl.zeros(acc.shape, tl.float32)
-            for s in tl.static_range(SPLIT):
-                sums = part + tl.full((), s, tl.int64) * M * N
-                total += tl.load(sums, mask=inside, other=0.0, cache_modifier=".cg")
+            if acc.numel < 16384:  # all ranges are fetched at once
+                for s in tl.static_range(SPLIT):
+                    sums = part + tl.full((), s, tl.int64) * M * N
+                    total += tl.load(sums, mask=inside, other=0.0, cache_modifier=".cg")
+            else:  # which would be more than the registers hold
+                for s in range(SPLIT):
+                    sums = part + tl.full((), s, tl.int64) * M * N
+                    total += tl.load(sums, mask=inside, other=0.0, cache_modifier=".cg")
             tl.store(y_p, total.to(y_ptr.dtype.element_ty), mask=inside)
             tl.store(lock, 0)
 

@@ -101,8 +101,8 @@ def default_plan(num_outputs: int, num_inputs: int) -> ShapePlan:
 
 
 def default_launch(num_rows: int) -> Launch:
-    """What an H200 takes for most shapes."""
-    block_m = min(bucket(num_rows), 256)
+    """What an H200 takes for most shapes. Sums of more than 128 rows do not fit the registers."""
+    block_m = min(bucket(num_rows), 128)
     wide = block_m > 64
     return Launch(
         block_n=128 if wide else 64,
