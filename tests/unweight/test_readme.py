@@ -51,5 +51,24 @@ def test_the_limits_are_those_in_force() -> None:
 
 def test_every_file_is_listed() -> None:
     folder = Path(unweight.__path__[0])
-    listed = set(re.findall(r"^\| `(\w+\.py)` \|", README, re.MULTILINE))
-    assert listed == {path.name for path in folder.glob("*.py")} - {"__init__.py"}
+    listed = set(re.findall(r"^\| `([\w/]+\.py)` \|", README, re.MULTILINE))
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*.py")}
+    assert listed == {name for name in files if not name.endswith("__init__.py")}
+
+
+def test_every_command_is_told() -> None:
+    from unweight.__main__ import app
+
+    names = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert names == set(re.findall(r"^unweight (\w+)", README, re.MULTILINE))
+
+
+def test_names_of_errors_are_those_there_are() -> None:
+    from unweight import bundle, safetensors_header
+
+    classes = {**vars(bundle), **vars(safetensors_header)}
+    kinds = {
+        name for name, kind in classes.items()
+        if isinstance(kind, type) and issubclass(kind, safetensors_header.BadFile)
+    }  # fmt: skip
+    assert {name for name in kinds if f"`{name}`" not in README} == set()
