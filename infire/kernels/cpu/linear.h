@@ -85,10 +85,15 @@ template <class Done>
 void multiply(const Matrix& matrix, const Input* x, int64_t ld_x, int64_t num_rows,
               const Done& done, Worker& worker) {
   const int64_t width = num_rows <= few_rows(matrix) ? WIDE : NARROW;
-  const int64_t items = (matrix.num_strips + width - 1) / width;
-  for (Share share(worker, items); share.next();) {
-    const int64_t strip = share.item * width;
-    const int64_t end = std::min(strip + width, matrix.num_strips);
+  // Every thread has as many strips as the others, in panels of which the last is narrower: a whole
+  // panel more for one of two threads would be a tenth of a small matrix.
+  const int64_t most = (matrix.num_strips + worker.count - 1) / worker.count;
+  const int64_t panels = (most + width - 1) / width;
+  for (Share share(worker, panels * worker.count); share.next();) {
+    const int64_t part = share.item / panels;
+    const int64_t strip = matrix.num_strips * part / worker.count + share.item % panels * width;
+    const int64_t end =
+        std::min(strip + width, matrix.num_strips * (part + 1) / worker.count);
     for (int64_t row = 0; row < num_rows; row += BLOCK_ROWS) {
       const int64_t rows = std::min(BLOCK_ROWS, num_rows - row);
       int64_t at = strip;

@@ -23,7 +23,7 @@ constexpr int WIDE = 2, NARROW = 1;
 #endif
 constexpr int64_t PREFETCH_BYTES = 1536;
 // Of 12 bits. With 8 floats a vector, decoding keeps a core too busy to look ahead by itself.
-constexpr int64_t PACKED_PREFETCH_BYTES = INFIRE_AVX512 ? PREFETCH_BYTES : 6144;
+constexpr int64_t PACKED_PREFETCH_BYTES = INFIRE_AVX512 ? 2304 : 6144;
 
 // Up to how many rows the streams of a wide panel pay.
 inline int64_t few_rows(const Matrix& matrix) {
@@ -146,12 +146,19 @@ class FewRows {
       acc[row][strip] = add_pair(acc[row][strip], weights, x + row * ld_x_);
   }
 
+  // How far from byte `done` of a strip lies what is fetched: so many bytes on, or where those are
+  // of the next strip, which is being read, as many on in the strip that follows all of these.
+  ALWAYS_INLINE int64_t ahead_of(int64_t done, int64_t bytes) const {
+    return done + bytes < stride_ ? bytes : bytes + (STRIPS - 1) * stride_;
+  }
+
   ALWAYS_INLINE void multiply_bf16(Sums& acc) const {
     for (int64_t pair = 0; pair < matrix_.num_pairs; pair++) {
+      const int64_t ahead = ahead_of(pair * PAIR_BYTES, PREFETCH_BYTES);
 #pragma GCC unroll 4
       for (int strip = 0; strip < STRIPS; strip++) {
         const uint8_t* at = at_ + strip * stride_ + pair * PAIR_BYTES;
-        prefetch(at + PREFETCH_BYTES);
+        prefetch(at + ahead);
         add(acc, strip, load_words(at), x_ + 2 * pair);
       }
     }
@@ -176,10 +183,11 @@ class FewRows {
         if (next[strip] < end[strip])
           plain = std::min(plain, int64_t{exceptions[next[strip]].input} / (2 * GROUP_PAIRS));
       for (; group < plain; group++, at += GROUP_BYTES, x += 2 * GROUP_PAIRS) {
+        const int64_t ahead = ahead_of(group * GROUP_BYTES, PACKED_PREFETCH_BYTES);
 #pragma GCC unroll 4
         for (int strip = 0; strip < STRIPS; strip++) {
           const uint8_t* from = at + strip * stride_;
-          for (int line = 0; line < 3; line++) prefetch(from + PACKED_PREFETCH_BYTES + 64 * line);
+          for (int line = 0; line < 3; line++) prefetch(from + ahead + 64 * line);
           add_group(acc, strip, from, bases[strip], x);
         }
       }
