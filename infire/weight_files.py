@@ -88,6 +88,12 @@ def weights_digest(paths: Iterable[Path], threads: int = 1) -> str:
     return digest.hexdigest()
 
 
+def expect_shape(name: str, found: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """Raises `WrongShape` unless a tensor is as the configuration says."""
+    if found != shape:
+        raise WrongShape(f"{name} is {found}, and the configuration says {shape}")
+
+
 def bundle_shard(path: Path) -> Shard | None:
     """The file as a shard of a bundle, if it is one. Raises `BadModel` for what is neither that nor
     a safetensors file."""

@@ -15,8 +15,8 @@ from infire.model.config import MissingFile
 from infire.weight_files import (
     DamagedWeights,
     MissingTensor,
-    WrongShape,
     bundle_shard,
+    expect_shape,
     weight_paths,
 )
 from unweight.reader import Shard
@@ -50,12 +50,12 @@ class WeightFiles:
     def take(self, name: str, *shape: int) -> Tensor:
         """The tensor of that name; raises `MissingTensor`, `WrongShape`."""
         if (shard := self._shard_of.get(name)) is not None:
-            _expect(name, shard.entry(name).shape, shape)
+            expect_shape(name, shard.entry(name).shape, shape)
             return self._decoded(shard, name).view(shape).to(self._device, self._dtype)
         file = self._file_of.get(name)
         if file is None:
             raise MissingTensor(f"the weights lack {name}")
-        _expect(name, tuple(file.get_slice(name).get_shape()), shape)
+        expect_shape(name, tuple(file.get_slice(name).get_shape()), shape)
         tensor: Tensor = file.get_tensor(name)
         return tensor.to(self._device, self._dtype)
 
@@ -69,11 +69,6 @@ class WeightFiles:
         except BadFile as error:
             raise DamagedWeights(str(error)) from error
         return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
-
-
-def _expect(name: str, found: tuple[int, ...], shape: tuple[int, ...]) -> None:
-    if found != shape:
-        raise WrongShape(f"{name} is {found}, and the configuration says {shape}")
 
 
 def _open(path: Path) -> Any:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from infire.weight_files import (
     DamagedWeights,
     MissingTensor,
-    WrongShape,
     bundle_shard,
+    expect_shape,
     weight_paths,
 )
 from unweight.reader import Shard, mapped
@@ -83,7 +83,7 @@ class TensorFiles:
             return
         shard = self._shards[name]
         entry = shard.entry(name)
-        _expect(name, entry.shape, out.shape)
+        expect_shape(name, entry.shape, out.shape)
         try:
             shard.bits(name, threads=self._threads, out=out.reshape(entry.rows))
         except BadFile as error:
@@ -94,15 +94,10 @@ class TensorFiles:
         if name in self._shards:
             shard = self._shards[name]
             entry = shard.entry(name)
-            _expect(name, entry.shape, shape)
+            expect_shape(name, entry.shape, shape)
             return entry.dtype, shard.raw(name)
         if name not in self._places:
             raise MissingTensor(f"the weights lack {name}")
         data, place = self._places[name]
-        _expect(name, place.shape, shape)
+        expect_shape(name, place.shape, shape)
         return place.dtype, data[place.begin : place.end]
-
-
-def _expect(name: str, found: tuple[int, ...], shape: tuple[int, ...]) -> None:
-    if found != shape:
-        raise WrongShape(f"{name} is {found}, and the configuration says {shape}")
