@@ -130,7 +130,7 @@ class TestARepository:
             "tokenizer.json": b'{"version": "1.0"}',
             "tokenizer_config.json": b'{"eos_token": "."}',
             "chat_template.jinja": b"{{ messages }}",
-            "model.safetensors": bytes(range(256)) * 40,
+            "model.safetensors": (2).to_bytes(8, "little") + b"{}",
         }
         others = ("pytorch_model.bin", "consolidated.safetensors", "original/params.json", "run.py")
         with serving({**kept, **dict.fromkeys(others, b"not wanted")}) as hub:

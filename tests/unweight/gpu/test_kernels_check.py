@@ -18,7 +18,7 @@ if sys.platform != "linux" or platform.machine() not in {"x86_64", "aarch64"}:
 
 from unweight.gpu.compiled import Compiled, Job
 from unweight.gpu.plans import Launch
-from unweight.kernels_check import judge
+from unweight.kernels_check.verdict import judge
 
 
 def check(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -67,7 +67,7 @@ def test_a_target_it_does_not_know() -> None:
 def test_without_triton_it_says_what_to_install() -> None:
     code = (
         "import sys; sys.modules['triton'] = None; sys.argv = ['kernels_check'];"
-        "from unweight.kernels_check import app; app()"
+        "from unweight.kernels_check.__main__ import app; app()"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False

@@ -12,8 +12,8 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,33 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from unweight.gpu.compiled import Compiled, Job
+    from unweight.kernels_check.verdict import Verdict
 
-MOST_ALU = 2.3
-MOST_INSTRUCTIONS = 5.2
-BOUND_BY_MEMORY = 32  # rows of x up to which the product is
-_EXPECTED = {80: "HMMA", 90: "HGMMA", 100: "UTC"}  # how tensor-core instructions are called
 _INTERPRET = "TRITON_INTERPRET"  # read when a kernel is defined: an interpreted one is no kernel
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """Of one kernel on one target."""
-
-    kernel: str
-    target: str
-    registers: int
-    shared_bytes: int
-    stack_bytes: int
-    spills: int
-    tensor: list[str]
-    load_bits: int | None = None  # the widest of the main loop; of what is counted only
-    alu: float | None = None  # a weight
-    imad: float | None = None
-    instructions: float | None = None
-    faults: list[str]
 
 
 @app.command(help=__doc__)
@@ -59,8 +37,10 @@ def run(
     processes: Annotated[int, typer.Option(min=1, help="That compile.")] = os.cpu_count() or 1,
 ) -> None:
     os.environ.pop(_INTERPRET, None)  # here and in the processes that are started
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # as it is: Triton 3.9 warns if unset
     try:
         from unweight.gpu.compiled import TARGETS, jobs
+        from unweight.kernels_check.verdict import check
     except ImportError as error:
         print(f"kernels_check: {error}: pip install 'edgefire[gpu]', on Linux", file=sys.stderr)
         raise typer.Exit(1) from None
@@ -78,64 +58,9 @@ def run(
         raise typer.Exit(1)
 
 
-def check(job: Job) -> Verdict:
-    """Compile one, and read what came out."""
-    from unweight.gpu.compiled import compiled
-
-    return judge(job, compiled(job))
-
-
-def judge(job: Job, made: Compiled) -> Verdict:
-    """What holds of it, and what does not."""
-    from unweight.gpu import disassembly as sass
-
-    used = sass.resources(made.resource_usage)
-    code = sass.instructions(made.sass)
-    tensor = sass.tensor_core(code)
-    faults = []
-    if used.stack_bytes or used.local_bytes or sass.spills(code):
-        faults.append(f"spills: {used.stack_bytes} bytes of stack, {sass.spills(code)} accesses")
-    if job.launch and not any(name.startswith(_EXPECTED[job.target]) for name in tensor):
-        faults.append(f"no {_EXPECTED[job.target]} instructions")
-    counts: dict[str, float] = {}
-    if job.num_rows and not faults:
-        body = sass.main_loop(code)
-        loop, weights = sass.counted(body), sass.weights_of_hgmma(body, job.num_rows)
-        counts = {
-            "alu": round(loop.alu / weights, 2),
-            "imad": round(loop.imad / weights, 2),
-            "instructions": round(loop.total / weights, 2),
-            "load_bits": min(loop.load_bits, default=0),
-        }
-        if counts["load_bits"] < 128:
-            faults.append(f"loads of {sorted(set(loop.load_bits))} bits")
-        faults += _too_many(counts) if job.num_rows <= BOUND_BY_MEMORY else []
-    return Verdict(
-        kernel=job.name,
-        target=f"sm_{job.target}",
-        registers=used.registers,
-        shared_bytes=made.shared_bytes,
-        stack_bytes=used.stack_bytes,
-        spills=sass.spills(code),
-        tensor=tensor,
-        faults=faults,
-        **counts,  # type: ignore[arg-type]
-    )
-
-
-def _too_many(counts: Mapping[str, float]) -> list[str]:
-    limits = (
-        ("alu", "ALU instructions", MOST_ALU),
-        ("instructions", "instructions", MOST_INSTRUCTIONS),
-    )
-    return [
-        f"{counts[key]} {words} a weight, at most {most}"
-        for key, words, most in limits
-        if counts[key] > most
-    ]
-
-
 def _show(verdicts: Sequence[Verdict]) -> None:
+    from unweight.kernels_check.verdict import BOUND_BY_MEMORY, MOST_ALU, MOST_INSTRUCTIONS
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("kernel", no_wrap=True)
     table.add_column("target")

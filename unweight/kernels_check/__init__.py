@@ -1,0 +1,1 @@
+"""A command that compiles every GPU kernel and reads the disassembly."""
