@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from origin_gpu.settings import FrontSettings, WorkerRole, WorkerSettings, parse_worker
+from origin_gpu.settings import FrontSettings, WorkerRole, WorkerSettings, parse_ways, parse_worker
 from routing import logs
 
 app = typer.Typer(
@@ -99,6 +99,9 @@ def worker(  # noqa: PLR0913  one parameter a flag
     threads: Annotated[int, typer.Option(help="Of the engine on a CPU.", min=1)] = (
         os.cpu_count() or 1
     ),
+    kv_ways: Annotated[
+        str, typer.Option(help="How KV may go, best first: shared, nixl; tcp always.")
+    ] = "shared",
     engine_command: Annotated[str, typer.Option(help="Starts the engine.")] = shlex.join(
         (sys.executable, "-m", "infire", "serve")
     ),
@@ -106,6 +109,10 @@ def worker(  # noqa: PLR0913  one parameter a flag
     """A worker: prefills for others, decodes for others, or both."""
     from origin_gpu.worker_app import run
 
+    try:
+        ways = parse_ways(kv_ways)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc), param_hint="--kv-ways") from exc
     logs.start(name)
     code = run(
         WorkerSettings(
@@ -128,6 +135,7 @@ def worker(  # noqa: PLR0913  one parameter a flag
             max_waiting=max_waiting,
             lease_s=lease_s,
             threads=threads,
+            kv_ways=ways,
         )
     )
     raise typer.Exit(code)

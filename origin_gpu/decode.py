@@ -26,10 +26,11 @@ from routing.link_server import Stream
 class Transport(Protocol):
     """Gets KV here from where it was computed."""
 
-    async def collect(self, ticket: KVTicket, peer: Peer, into: Path) -> None:
-        """Write it to a new file at `into`, and let `peer` know that it may be forgotten there.
+    async def collect(self, ticket: KVTicket, peer: Peer, into: Path) -> str:
+        """Get it as a new file at `into`, and let `peer` know that it may be forgotten there.
 
-        Raises Failure with a code that lets the request be computed elsewhere.
+        Returns which way it went. Raises Failure with a code that lets the request be computed
+        elsewhere.
         """
 
 
@@ -92,7 +93,7 @@ class DecodeRole:
 
     async def _collect(self, ticket: KVTicket, peer: Peer, into: Path, answered: Answered) -> None:
         began = anyio.current_time()
-        await self._transport.collect(ticket, peer, into)
+        answered.kv_way = await self._transport.collect(ticket, peer, into)
         answered.kv_s = anyio.current_time() - began
         answered.kv_bytes = ticket.num_bytes
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _PREFIX = "edgefire-kv-"
+_NAME = re.compile(rf"{_PREFIX}\d+-[0-9a-f]{{8}}")
 SHARED_MEMORY = Path("/dev/shm")  # Linux only; in a container often as small as 64 MB
 
 
@@ -24,6 +26,11 @@ def roots() -> list[Path]:
     """Where files may go, the best first."""
     places = [SHARED_MEMORY, Path(tempfile.gettempdir())]
     return [place for place in places if os.access(place, os.W_OK | os.X_OK)]
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether a process's folder is called so."""
+    return _NAME.fullmatch(name) is not None
 
 
 class KVFiles:

@@ -1,16 +1,20 @@
 """Move the KV of one sequence from one worker to another: a file here becomes a file there.
 
-TCP, one connection a transfer; frames are 4 bytes of little-endian length and MessagePack:
+One TCP connection a transfer; frames are 4 bytes of little-endian length and MessagePack:
 
-    collector                                   door
-    Wanted(secret, request, epoch, layout)  ->
-                                            <-  Granted(num_bytes) | Denied(reason, detail)
-                                            <-  num_bytes of KV
-    one byte, once all of it is there       ->
+    collector                                         door
+    Wanted(secret, request, epoch, layout, ways)  ->
+                                                  <-  Granted(num_bytes, way, said) | Denied
+    BUSY, each second, while it takes it          ->
+    DONE, once all of it is there                 ->
+    or INSTEAD: this way does not work            ->
+                                                  <-  num_bytes of KV
+    DONE                                          ->
 
-The KV stays on offer until the last byte has been acknowledged: a transfer that breaks off can be
-tried again. Both ends name the life of the engine that computed the KV and the digest of its
-layout, so KV is never taken for something that it is not. Knows no engine.
+Where the way is the connection itself, its bytes follow Granted at once. The KV stays on offer
+until its arrival has been acknowledged: a transfer that breaks off can be tried again. Both ends
+name the life of the engine that computed the KV and the digest of its layout, so KV is never taken
+for something that it is not. Knows no engine.
 """
 
 from __future__ import annotations
@@ -19,8 +23,8 @@ import hmac
 import logging
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import urlsplit
@@ -31,13 +35,15 @@ from msgspec import Struct
 
 from origin_gpu.handover import KVTicket, Peer
 from origin_gpu.kv_socket import STALL_S, Connection, dial
+from origin_gpu.kv_ways import TCP, Refused, Said, Way, by_kind
 from routing.errors import Code, Failure
 from routing.logs import log
 from routing.serving import listening_socket
 
 logger = logging.getLogger(__name__)
 
-_ACKNOWLEDGED = b"\x06"
+_DONE, _INSTEAD, _BUSY = b"\x06", b"\x15", b"\x16"
+BUSY_EVERY_S = 1.0
 _ACCEPT_AGAIN_S = 0.1  # when out of file descriptors
 
 
@@ -48,10 +54,13 @@ class Wanted(Struct, frozen=True, kw_only=True):
     request_id: str
     epoch: str
     layout_digest: str
+    ways: tuple[Said, ...] = ()  # the one it likes best first; over the connection it always can
 
 
 class Granted(Struct, frozen=True, tag="granted"):
-    num_bytes: int  # that follow
+    num_bytes: int
+    way: str = TCP
+    said: bytes = b""  # to the collector's end of the way
 
 
 class Denied(Struct, frozen=True, tag="denied"):
@@ -86,7 +95,10 @@ class Offer:
 class KVDoor:
     """Where other workers collect the KV on offer. Listens until closed, answers in `run`."""
 
-    def __init__(self, host: str, secret: str, *, stall_s: float = STALL_S) -> None:
+    def __init__(
+        self, host: str, secret: str, *, ways: Sequence[Way] = (), stall_s: float = STALL_S
+    ) -> None:
+        self._ways = ways
         self._listener = listening_socket(host, 0)
         self._listener.setblocking(False)
         self._secret = secret
@@ -144,7 +156,7 @@ class KVDoor:
                     log(logger, "KV denied", request_id=request_id, reason=found.detail)
                     await connection.send_message(found)
                 else:
-                    await _hand_over(connection, found)
+                    await self._hand_over(connection, found, wanted.ways)
             except (OSError, msgspec.DecodeError) as exc:
                 log(logger, "KV not handed over", request_id=request_id, reason=str(exc))
 
@@ -167,34 +179,61 @@ class KVDoor:
             return Denied("unknown", f"KV of {wanted.request_id} is not held here any more")
         return offer
 
+    async def _hand_over(self, connection: Connection, offer: Offer, ways: Sequence[Said]) -> None:
+        """The first way that works, then the connection."""
+        num_bytes = offer.path.stat().st_size
+        for said in ways:
+            way = by_kind(self._ways, said.kind)
+            if way is None:
+                continue
+            try:
+                async with way.lend(offer.path, num_bytes, said.about) as told:
+                    await connection.send_message(Granted(num_bytes, way.kind, told))
+                    if await _wait_taken(connection):
+                        offer.collected.set()
+                        return
+            except Refused as exc:
+                log(logger, "KV way refused", request_id=offer.ticket.request_id, reason=str(exc))
+                continue
+            break  # the collector wants it over the connection
+        else:
+            await connection.send_message(Granted(num_bytes))
+        await _send(connection, offer.path, num_bytes)
+        if await connection.receive_exactly(1) == _DONE:
+            offer.collected.set()
 
-class TcpTransport:
-    """Collects from the KV doors of other workers."""
 
-    def __init__(self, secret: str, *, stall_s: float = STALL_S) -> None:
+class DoorTransport:
+    """Collects from the KV doors of other workers, by the first of `ways` that both ends have."""
+
+    def __init__(self, secret: str, *, ways: Sequence[Way] = (), stall_s: float = STALL_S) -> None:
         self._secret = secret
+        self._ways = ways
         self._stall_s = stall_s
 
-    async def collect(self, ticket: KVTicket, peer: Peer, into: Path) -> None:
-        """Write the KV of `ticket` to a new file at `into`. Failure: LOST or INCOMPATIBLE.
+    async def collect(self, ticket: KVTicket, peer: Peer, into: Path) -> str:
+        """Get the KV of `ticket` as a new file at `into`; the way it went. Failure: LOST or
+        INCOMPATIBLE.
 
         Its address is that of `peer`, which the caller has from its own table. What a failure
         leaves of the file is the caller's to remove.
         """
         try:
             with await dial(*door_address(peer)) as sock:
-                await self._collect(Connection(sock, stall_s=self._stall_s), ticket, into)
+                connection = Connection(sock, stall_s=self._stall_s)
+                return await self._collect(connection, ticket, into)
         except (OSError, msgspec.DecodeError) as exc:
             detail = f"KV of {ticket.request_id} cannot be had from {peer.name}: {exc}"
             raise Failure(Code.LOST, detail) from exc
 
-    async def _collect(self, connection: Connection, ticket: KVTicket, into: Path) -> None:
+    async def _collect(self, connection: Connection, ticket: KVTicket, into: Path) -> str:
         await connection.send_message(
             Wanted(
                 secret=self._secret,
                 request_id=ticket.request_id,
                 epoch=ticket.epoch,
                 layout_digest=ticket.layout.digest,
+                ways=tuple(Said(way.kind, way.about()) for way in self._ways),
             )
         )
         # The other engine may be in a long step before it can export; past the lease it never will.
@@ -208,8 +247,12 @@ class TcpTransport:
         if answer.num_bytes != ticket.num_bytes:
             detail = f"KV of {answer.num_bytes} bytes, where the ticket says {ticket.num_bytes}"
             raise Failure(Code.INCOMPATIBLE, detail)
+        way = by_kind(self._ways, answer.way)
+        if way is not None and await _taken(connection, way, answer, into):
+            return way.kind
         await connection.receive_file(into, answer.num_bytes)
-        await connection.send(_ACKNOWLEDGED)
+        await connection.send(_DONE)
+        return TCP
 
 
 def door_address(peer: Peer) -> tuple[str, int]:
@@ -226,13 +269,46 @@ def door_address(peer: Peer) -> tuple[str, int]:
     return host, port
 
 
-async def _hand_over(connection: Connection, offer: Offer) -> None:
-    handle = os.open(offer.path, os.O_RDONLY)
+async def _taken(connection: Connection, way: Way, granted: Granted, into: Path) -> bool:
+    """Whether it got here that way; if not, it has been asked for over the connection."""
+    failed: Refused | OSError | None = None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_say_busy, connection)
+        try:
+            await way.take(granted.said, granted.num_bytes, into)
+            if (size := os.stat(into).st_size) != granted.num_bytes:
+                failed = OSError(f"{size} of {granted.num_bytes} bytes came by {way.kind}")
+        except (Refused, OSError) as exc:
+            failed = exc
+        tasks.cancel_scope.cancel()
+    if isinstance(failed, OSError):
+        raise failed
+    if failed is not None:
+        logger.warning("KV way failed", extra={"fields": {"way": way.kind, "reason": str(failed)}})
+    await connection.send(_INSTEAD if failed else _DONE)
+    return failed is None
+
+
+async def _say_busy(connection: Connection) -> None:
+    """The door need not give up on one that takes its time."""
+    with suppress(OSError):  # which whoever sends next is told
+        while True:
+            await anyio.sleep(BUSY_EVERY_S)
+            await connection.send(_BUSY)
+
+
+async def _wait_taken(connection: Connection) -> bool:
+    """Whether the collector has it; if not, it wants the bytes."""
+    while (said := await connection.receive_exactly(1)) == _BUSY:
+        continue
+    if said not in {_DONE, _INSTEAD}:
+        raise ConnectionError(f"the collector said {said!r}")
+    return said == _DONE
+
+
+async def _send(connection: Connection, path: Path, num_bytes: int) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
-        num_bytes = os.fstat(handle).st_size
-        await connection.send_message(Granted(num_bytes))
         await connection.send_file(handle, num_bytes)
     finally:
         os.close(handle)
-    if await connection.receive_exactly(len(_ACKNOWLEDGED)) == _ACKNOWLEDGED:
-        offer.collected.set()

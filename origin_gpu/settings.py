@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 WorkerRole = Literal["prefill", "decode", "both"]
+KVWay = Literal["shared", "nixl"]
 
 _WORKER = re.compile(r"(?P<name>[^=@]+)=(?P<role>[a-z]+)@(?P<url>https?://[^/]+)/?")
 
@@ -53,6 +54,7 @@ class WorkerSettings:
     max_waiting: int = 256  # requests queued before more are refused
     lease_s: float = 30.0  # after which computed KV that nobody collects is dropped
     threads: int = 1  # of the engine on a CPU
+    kv_ways: tuple[KVWay, ...] = ("shared",)  # that KV may go, best first; over TCP it always may
 
 
 def parse_worker(text: str) -> WorkerAt:
@@ -63,3 +65,12 @@ def parse_worker(text: str) -> WorkerAt:
     if match["role"] not in get_args(WorkerRole):
         raise ValueError(f"{match['role']!r} in {text!r} is none of {get_args(WorkerRole)}")
     return WorkerAt(name=match["name"], role=cast("WorkerRole", match["role"]), url=match["url"])
+
+
+def parse_ways(text: str) -> tuple[KVWay, ...]:
+    """`shared,nixl`, or `tcp` for neither; ValueError says what is wrong with it."""
+    names = [name for name in text.split(",") if name != "tcp"]
+    for name in names:
+        if name not in get_args(KVWay):
+            raise ValueError(f"{name!r} in {text!r} is none of {(*get_args(KVWay), 'tcp')}")
+    return tuple(cast("KVWay", name) for name in names)

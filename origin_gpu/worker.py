@@ -40,6 +40,7 @@ class Answered:
         self.output_tokens = 0
         self.first_s: float | None = None  # from its arrival to the first token made here
         self.kv_bytes = 0  # collected for it
+        self.kv_way = ""  # that they went
         self.kv_s: float | None = None  # how long that took
 
     @property
@@ -181,7 +182,7 @@ class Worker:
         total_s = answered.total_s
         self._metrics.ended(role, answered.outcome, total_s, answered.output_tokens)
         if answered.kv_s is not None:
-            self._metrics.collected(answered.kv_bytes, answered.kv_s)
+            self._metrics.collected(answered.kv_way, answered.kv_bytes, answered.kv_s)
         log(
             logger,
             "request",
@@ -191,6 +192,7 @@ class Worker:
             output_tokens=answered.output_tokens,
             first_ms=_milliseconds(answered.first_s),
             kv_bytes=answered.kv_bytes,
+            kv_way=answered.kv_way,
             kv_ms=_milliseconds(answered.kv_s),
             total_ms=_milliseconds(total_s),
             outcome=answered.outcome,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import anyio
@@ -21,7 +21,10 @@ from origin_gpu.decode import DecodeRole
 from origin_gpu.engine_link import EngineGone
 from origin_gpu.handover import Prefill, Resume, Watch, Watched, WorkerEvent, WorkerRequest
 from origin_gpu.kv_files import open_files, roots
-from origin_gpu.kv_transfer import KVDoor, TcpTransport
+from origin_gpu.kv_nixl import Nixl, NotInstalled
+from origin_gpu.kv_shared import SharedFiles
+from origin_gpu.kv_transfer import DoorTransport, KVDoor
+from origin_gpu.kv_ways import Way
 from origin_gpu.models import FolderError, read_assets
 from origin_gpu.prefill import PrefillRole
 from origin_gpu.settings import WorkerSettings
@@ -43,11 +46,11 @@ TELL_AT_MOST_EVERY_S = 0.1
 class WorkerApp:
     """What one worker process owns, and who answers what."""
 
-    def __init__(self, worker: Worker, secret: str) -> None:
+    def __init__(self, worker: Worker, secret: str, ways: Sequence[Way] = ()) -> None:
         self.worker = worker
         self.secret = secret
         self.prefill = PrefillRole(worker)
-        self.decode = DecodeRole(worker, TcpTransport(secret))
+        self.decode = DecodeRole(worker, DoorTransport(secret, ways=ways))
         self.gone: EngineGone | None = None  # why this process has to end
 
     async def serve(self, stream: Stream[WorkerRequest, WorkerEvent]) -> None:
@@ -104,13 +107,20 @@ def worker_app(
 ) -> Generator[WorkerApp, None, None]:
     """A worker that is reached at `url`; its files are gone when the block is left.
 
-    Raises FolderError.
+    Raises FolderError, NotInstalled.
     """
     assets = read_assets(settings.model_dir)
-    with open_files(roots()) as kv_files, KVDoor(settings.host, secret) as door:
+    ways = _ways(settings)
+    with open_files(roots()) as kv_files, KVDoor(settings.host, secret, ways=ways) as door:
         worker = Worker(settings, url, assets, door, kv_files, WorkerMetrics(registry))
         registry.register(EngineCollector(worker.engine))
-        yield WorkerApp(worker, secret)
+        yield WorkerApp(worker, secret, ways)
+
+
+def _ways(settings: WorkerSettings) -> list[Way]:
+    """Raises NotInstalled."""
+    made: dict[str, Callable[[], Way]] = {"shared": SharedFiles, "nixl": Nixl}
+    return [made[kind]() for kind in settings.kv_ways]
 
 
 class Pages:
@@ -183,5 +193,8 @@ def run(settings: WorkerSettings) -> int:
             )
     except FolderError as error:
         logger.error("no model", extra={"fields": {"reason": str(error)}})
+        return 1
+    except NotInstalled as error:
+        logger.error("no NIXL", extra={"fields": {"reason": str(error)}})
         return 1
     return 1 if app.gone else 0

@@ -32,12 +32,14 @@ class WorkerMetrics:
         )
         self._kv_bytes = Counter(
             "edgefire_worker_kv_collected_bytes",
-            "KV collected from other workers.",
+            "KV collected from other workers, by the way it went.",
+            ("way",),
             registry=registry,
         )
         self._kv_seconds = Histogram(
             "edgefire_worker_kv_collect_seconds",
             "From asking another worker for KV to having all of it.",
+            ("way",),
             buckets=SECONDS,
             registry=registry,
         )
@@ -54,9 +56,9 @@ class WorkerMetrics:
         self._tokens.labels(role).inc(output_tokens)
         self._seconds.labels(role).observe(seconds)
 
-    def collected(self, num_bytes: int, seconds: float) -> None:
-        self._kv_bytes.inc(num_bytes)
-        self._kv_seconds.observe(seconds)
+    def collected(self, way: str, num_bytes: int, seconds: float) -> None:
+        self._kv_bytes.labels(way).inc(num_bytes)
+        self._kv_seconds.labels(way).observe(seconds)
 
 
 class EngineCollector(Collector):

@@ -1,9 +1,10 @@
-"""KV over TCP between a door and its collectors, with a network in between that may fail."""
+"""KV between a door and its collectors by every way, with a network in between that may fail."""
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,11 @@ import msgspec
 import pytest
 
 from origin_gpu.handover import KVTicket, Peer
+from origin_gpu.kv_nixl import Nixl, NotInstalled
+from origin_gpu.kv_shared import SharedFiles
 from origin_gpu.kv_socket import CHUNK_BYTES, MAX_MESSAGE_BYTES
-from origin_gpu.kv_transfer import KVDoor, Offer, TcpTransport, Wanted, door_address
+from origin_gpu.kv_transfer import DoorTransport, KVDoor, Offer, Wanted, door_address
+from origin_gpu.kv_ways import Way
 from routing.errors import Code, Failure
 from tests.fakes.runner import counting_layout
 from tests.fakes.tcp_proxy import Proxy, tcp_proxy
@@ -47,9 +51,11 @@ class Ground:
     folder: Path
     door: KVDoor
     proxy: Proxy
+    ways: Sequence[Way]  # of the collector
+    offered: Path  # where what is on offer lies: a folder as `kv_files` makes them
 
     def write(self, num_bytes: int, seed: int = 0) -> Path:
-        path = self.folder / f"out-{seed}"
+        path = self.offered / f"{seed}.kv"
         path.write_bytes(random.Random(seed).randbytes(num_bytes))
         return path
 
@@ -58,20 +64,51 @@ class Ground:
     ) -> bytes:
         into = self.folder / name
         with anyio.fail_after(PATIENCE_S):
-            transport = TcpTransport(secret, stall_s=stall_s)
-            await transport.collect(it, peer(self.proxy.address), into)
+            transport = DoorTransport(secret, ways=self.ways, stall_s=stall_s)
+            went = await transport.collect(it, peer(self.proxy.address), into)
+        assert went == (self.ways[0].kind if self.ways else "tcp")
         return into.read_bytes()
 
 
+Ends = tuple[Sequence[Way], Sequence[Way]]  # of the door, and of the collector
+OVER_THE_CONNECTION: Ends = ((), ())
+
+
 @asynccontextmanager
-async def ground(folder: Path, *, stall_s: float = PATIENCE_S) -> AsyncGenerator[Ground, None]:
-    with KVDoor("127.0.0.1", SECRET, stall_s=stall_s) as door:
+async def ground(
+    folder: Path, ends: Ends = OVER_THE_CONNECTION, *, stall_s: float = PATIENCE_S
+) -> AsyncGenerator[Ground, None]:
+    offered = folder / "edgefire-kv-1-0123abcd"
+    offered.mkdir(mode=0o700)
+    with KVDoor("127.0.0.1", SECRET, ways=ends[0], stall_s=stall_s) as door:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(door.run)
             async with tcp_proxy(door.address) as proxy:
-                yield Ground(folder, door, proxy)
+                yield Ground(folder, door, proxy, ends[1], offered)
             tasks.cancel_scope.cancel()
         assert door.num_offers == 0
+
+
+@pytest.fixture(scope="module")
+def nixl() -> Ends:
+    """An agent at each end."""
+    os.environ.setdefault("UCX_TLS", "tcp,shm,self")
+    try:
+        return [Nixl()], [Nixl()]
+    except NotInstalled as exc:
+        pytest.skip(str(exc))
+
+
+@pytest.fixture(params=["tcp", "shared", "nixl"])
+def ends(request: pytest.FixtureRequest, tmp_path: Path) -> Ends:
+    match request.param:
+        case "tcp":
+            return OVER_THE_CONNECTION
+        case "shared":
+            return [SharedFiles([tmp_path])], [SharedFiles([tmp_path])]
+        case _:
+            found: Ends = request.getfixturevalue("nixl")
+            return found
 
 
 async def wait_collected(offer: Offer) -> None:
@@ -83,9 +120,9 @@ async def wait_collected(offer: Offer) -> None:
     "num_bytes", [1, 1000, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 5_000_001]
 )
 async def test_every_byte_arrives_and_only_then_is_it_collected(
-    tmp_path: Path, num_bytes: int
+    tmp_path: Path, ends: Ends, num_bytes: int
 ) -> None:
-    async with ground(tmp_path) as it:
+    async with ground(tmp_path, ends) as it:
         path = it.write(num_bytes)
         with it.door.offer(ticket(num_bytes), path) as offer:
             offer.exported()
@@ -93,10 +130,10 @@ async def test_every_byte_arrives_and_only_then_is_it_collected(
             await wait_collected(offer)
 
 
-async def test_many_at_once(tmp_path: Path) -> None:
+async def test_many_at_once(tmp_path: Path, ends: Ends) -> None:
     draw = random.Random(3)
     sizes = [draw.randint(1, 300_000) for _ in range(40)]
-    async with ground(tmp_path) as it, anyio.create_task_group() as tasks:
+    async with ground(tmp_path, ends) as it, anyio.create_task_group() as tasks:
 
         async def one(n: int, num_bytes: int) -> None:
             path, mine = it.write(num_bytes, seed=n), ticket(num_bytes, f"r{n}")
@@ -121,9 +158,9 @@ async def test_many_at_once(tmp_path: Path) -> None:
     ],
 )
 async def test_what_is_refused_leaves_the_offer_as_it_was(
-    tmp_path: Path, secret: str, change: dict[str, object], code: Code, said: str
+    tmp_path: Path, ends: Ends, secret: str, change: dict[str, object], code: Code, said: str
 ) -> None:
-    async with ground(tmp_path) as it:
+    async with ground(tmp_path, ends) as it:
         path = it.write(100)
         with it.door.offer(ticket(100), path) as offer:
             offer.exported()
@@ -136,14 +173,14 @@ async def test_what_is_refused_leaves_the_offer_as_it_was(
             assert await it.collect(ticket(100)) == path.read_bytes()
 
 
-async def test_who_comes_early_waits_for_the_file(tmp_path: Path) -> None:
-    async with ground(tmp_path) as it, anyio.create_task_group() as tasks:
+async def test_who_comes_early_waits_for_the_file(tmp_path: Path, ends: Ends) -> None:
+    async with ground(tmp_path, ends) as it, anyio.create_task_group() as tasks:
         got: list[bytes] = []
 
         async def collect() -> None:
             got.append(await it.collect(ticket(100), stall_s=0.2))  # of a transfer, not of a step
 
-        path = it.folder / "out-0"
+        path = it.offered / "0.kv"
         with it.door.offer(ticket(100), path) as offer:
             tasks.start_soon(collect)
             await anyio.sleep(0.5)
@@ -154,8 +191,8 @@ async def test_who_comes_early_waits_for_the_file(tmp_path: Path) -> None:
     assert got == [path.read_bytes()]
 
 
-async def test_who_waits_learns_that_the_hold_has_ended(tmp_path: Path) -> None:
-    async with ground(tmp_path) as it, anyio.create_task_group() as tasks:
+async def test_who_waits_learns_that_the_hold_has_ended(tmp_path: Path, ends: Ends) -> None:
+    async with ground(tmp_path, ends) as it, anyio.create_task_group() as tasks:
         refused: list[Failure] = []
 
         async def collect() -> None:
@@ -163,7 +200,7 @@ async def test_who_waits_learns_that_the_hold_has_ended(tmp_path: Path) -> None:
                 await it.collect(ticket(100))
             refused.append(failed.value)
 
-        with it.door.offer(ticket(100), it.folder / "never") as offer:
+        with it.door.offer(ticket(100), it.offered / "9.kv") as offer:
             tasks.start_soon(collect)
             with anyio.fail_after(PATIENCE_S):
                 while not offer._settled.statistics().tasks_waiting:
@@ -207,7 +244,7 @@ async def test_without_an_acknowledgement_it_is_not_collected(tmp_path: Path) ->
 async def test_giving_up_closes_the_connection(tmp_path: Path) -> None:
     async with ground(tmp_path) as it:
         it.write(20_000_000)
-        with it.door.offer(ticket(20_000_000), it.folder / "out-0") as offer:
+        with it.door.offer(ticket(20_000_000), it.offered / "0.kv") as offer:
             offer.exported()
             it.proxy.act, it.proxy.back = "hold", 1_000_000
             async with anyio.create_task_group() as tasks:
@@ -250,14 +287,14 @@ async def test_a_door_that_is_gone(tmp_path: Path) -> None:
     with KVDoor("127.0.0.1", SECRET) as door:
         address = door.address
     with pytest.raises(Failure, match="cannot be had from p") as failed:
-        await TcpTransport(SECRET).collect(ticket(100), peer(address), tmp_path / "in")
+        await DoorTransport(SECRET).collect(ticket(100), peer(address), tmp_path / "in")
     assert failed.value.code is Code.LOST
 
 
-async def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
-    async with ground(tmp_path) as it:
+async def test_a_file_that_cannot_be_written(tmp_path: Path, ends: Ends) -> None:
+    async with ground(tmp_path, ends) as it:
         it.write(100)
-        with it.door.offer(ticket(100), it.folder / "out-0") as offer:
+        with it.door.offer(ticket(100), it.offered / "0.kv") as offer:
             offer.exported()
             with pytest.raises(Failure, match="No such file") as failed:
                 await it.collect(ticket(100), "no folder/in")

@@ -1,0 +1,284 @@
+"""Ways that KV goes: what is shared, what is refused, and what happens when one fails."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import pytest
+
+from origin_gpu import kv_shared, kv_transfer
+from origin_gpu.kv_shared import SharedFiles
+from origin_gpu.kv_transfer import DoorTransport, KVDoor
+from origin_gpu.kv_ways import Refused, Way
+from origin_gpu.settings import parse_ways
+from routing.errors import Code, Failure
+from tests.origin_gpu.test_kv_transfer import PATIENCE_S, SECRET, peer, ticket, wait_collected
+
+FOLDER = "edgefire-kv-1-0123abcd"
+
+
+@pytest.fixture
+def offered(tmp_path: Path) -> Path:
+    """A file of KV, in a folder as workers have them."""
+    (tmp_path / "giver" / FOLDER).mkdir(parents=True, mode=0o700)
+    path = tmp_path / "giver" / FOLDER / "7.kv"
+    path.write_bytes(b"k" * 1000)
+    return path
+
+
+def shared(tmp_path: Path) -> SharedFiles:
+    return SharedFiles([tmp_path / "nowhere", tmp_path / "giver"])
+
+
+# --- files of one host ---------------------------------------------------------------------------
+
+
+async def test_a_shared_file_is_the_same_file(tmp_path: Path, offered: Path) -> None:
+    way = shared(tmp_path)
+    async with way.lend(offered, 1000, way.about()) as said:
+        await way.take(said, 1000, tmp_path / "in")
+    assert (tmp_path / "in").samefile(offered)
+    offered.unlink()  # as the giver does when it is told
+    assert (tmp_path / "in").read_bytes() == b"k" * 1000
+
+
+async def test_another_host_is_refused(tmp_path: Path, offered: Path) -> None:
+    with pytest.raises(Refused, match="another host"):
+        async with shared(tmp_path).lend(offered, 1000, b"elsewhere"):
+            pass
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"", b"/", b"7.kv", f"{FOLDER}/../7.kv".encode(), b"../giver/7.kv", b"/etc/passwd",
+        f"{FOLDER}/8".encode(), f"{FOLDER}/7.kv/".encode(), f"x{FOLDER}/7.kv".encode(),
+        b"\xff/7.kv", f"{FOLDER}/7.kv\0".encode(),
+    ],
+)  # fmt: skip
+async def test_only_files_of_kv_are_linked(tmp_path: Path, offered: Path, said: bytes) -> None:
+    with pytest.raises(Refused, match="is no file of KV"):
+        await shared(tmp_path).take(said, 1000, tmp_path / "in")
+    assert not (tmp_path / "in").exists()
+
+
+async def test_what_is_not_seen_here_is_refused(tmp_path: Path) -> None:
+    """As in a container that has the kernel in common with the giver's, and no folders."""
+    with pytest.raises(Refused, match="not among this worker's folders"):
+        await shared(tmp_path).take(f"{FOLDER}/7.kv".encode(), 1000, tmp_path / "in")
+
+
+async def test_links_are_not_followed(tmp_path: Path, offered: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"s" * 1000)
+    offered.unlink()
+    offered.symlink_to(secret)
+    with pytest.raises(Refused, match="no file of this user"):
+        await shared(tmp_path).take(f"{FOLDER}/7.kv".encode(), 1000, tmp_path / "in")
+    other = tmp_path / "giver" / "edgefire-kv-2-0123abcd"
+    other.symlink_to(tmp_path / "giver" / FOLDER)
+    with pytest.raises(Refused, match="edgefire-kv-2"):
+        await shared(tmp_path).take(b"edgefire-kv-2-0123abcd/7.kv", 1000, tmp_path / "in")
+    assert not (tmp_path / "in").exists()
+
+
+async def test_another_size_is_refused(tmp_path: Path, offered: Path) -> None:
+    with pytest.raises(Refused, match="has 1000 bytes, not 999"):
+        await shared(tmp_path).take(f"{FOLDER}/7.kv".encode(), 999, tmp_path / "in")
+    assert not (tmp_path / "in").exists()
+
+
+async def test_another_file_system_is_refused(
+    tmp_path: Path, offered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_: object, **__: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(kv_shared.os, "link", link)
+    with pytest.raises(Refused, match="cross-device"):
+        await shared(tmp_path).take(f"{FOLDER}/7.kv".encode(), 1000, tmp_path / "in")
+
+
+# --- ways that fail ------------------------------------------------------------------------------
+
+
+@dataclass
+class Faulty:
+    """Another way, with something done to it at the collector's end."""
+
+    way: Way
+    act: Callable[[Callable[[], Awaitable[None]], Path], Awaitable[None]]
+
+    @property
+    def kind(self) -> str:
+        return self.way.kind
+
+    def about(self) -> bytes:
+        return self.way.about()
+
+    @asynccontextmanager
+    async def lend(self, path: Path, num_bytes: int, about: bytes) -> AsyncGenerator[bytes, None]:
+        async with self.way.lend(path, num_bytes, about) as said:
+            yield said
+
+    async def take(self, said: bytes, num_bytes: int, into: Path) -> None:
+        async def take() -> None:
+            await self.way.take(said, num_bytes, into)
+
+        await self.act(take, into)
+
+
+Act = Callable[[Callable[[], Awaitable[None]], Path], Awaitable[None]]
+
+
+async def refuses(take: Callable[[], Awaitable[None]], into: Path) -> None:
+    raise Refused("not today")
+
+
+async def truncates(take: Callable[[], Awaitable[None]], into: Path) -> None:
+    await take()
+    content = into.read_bytes()
+    into.unlink()
+    into.write_bytes(content[:-1])
+
+
+async def drops(take: Callable[[], Awaitable[None]], into: Path) -> None:
+    """Says that all is well, and there is nothing."""
+
+
+async def delays(take: Callable[[], Awaitable[None]], into: Path) -> None:
+    await anyio.sleep(1.0)
+    await take()
+
+
+async def repeats(take: Callable[[], Awaitable[None]], into: Path) -> None:
+    await take()
+    await take()
+
+
+async def hangs(take: Callable[[], Awaitable[None]], into: Path) -> None:
+    await anyio.sleep_forever()
+
+
+@dataclass
+class Pair:
+    door: KVDoor
+    offered: Path
+    into: Path
+
+    async def collect(self, *ways: Way) -> str:
+        transport = DoorTransport(SECRET, ways=ways, stall_s=PATIENCE_S)
+        return await transport.collect(ticket(1000), peer(self.door.address), self.into)
+
+
+@asynccontextmanager
+async def pair(tmp_path: Path, offered: Path, stall_s: float = 0.3) -> AsyncGenerator[Pair, None]:
+    """The door has the shared way, and little patience."""
+    with KVDoor("127.0.0.1", SECRET, ways=[shared(tmp_path)], stall_s=stall_s) as door:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(door.run)
+            yield Pair(door, offered, tmp_path / "in")
+            tasks.cancel_scope.cancel()
+
+
+async def test_where_a_way_does_not_work_it_goes_over_the_connection(
+    tmp_path: Path, offered: Path
+) -> None:
+    async with pair(tmp_path, offered) as it:
+        for ways in (
+            [Faulty(shared(tmp_path), refuses)],
+            [SharedFiles([tmp_path / "nowhere"])],  # the same host, and other folders
+            [],
+        ):
+            with it.door.offer(ticket(1000), offered) as offer:
+                offer.exported()
+                assert await it.collect(*ways) == "tcp"
+                assert it.into.read_bytes() == b"k" * 1000
+                assert not it.into.samefile(offered)
+                it.into.unlink()
+                await wait_collected(offer)
+
+
+async def test_a_door_without_the_way_sends_the_bytes(tmp_path: Path, offered: Path) -> None:
+    with KVDoor("127.0.0.1", SECRET) as door:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(door.run)
+            with door.offer(ticket(1000), offered) as offer:
+                offer.exported()
+                assert await Pair(door, offered, tmp_path / "in").collect(shared(tmp_path)) == "tcp"
+                await wait_collected(offer)
+            tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (truncates, "999 of 1000 bytes came by shared"),
+        (drops, "No such file"),
+        (repeats, "File exists"),
+    ],
+)
+async def test_what_did_not_arrive_whole_is_still_on_offer(
+    tmp_path: Path, offered: Path, act: Act, said: str
+) -> None:
+    async with pair(tmp_path, offered) as it:
+        with it.door.offer(ticket(1000), offered) as offer:
+            offer.exported()
+            with pytest.raises(Failure, match=said) as failed:
+                await it.collect(Faulty(shared(tmp_path), act))
+            assert failed.value.code is Code.LOST
+            assert not offer.collected.is_set()
+            it.into.unlink(missing_ok=True)
+            assert await it.collect(shared(tmp_path)) == "shared"
+            await wait_collected(offer)
+            assert offered.read_bytes() == b"k" * 1000
+
+
+async def test_who_takes_its_time_says_so(
+    tmp_path: Path, offered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three times as long as the door waits for a sign of life."""
+    monkeypatch.setattr(kv_transfer, "BUSY_EVERY_S", 0.05)
+    async with pair(tmp_path, offered) as it:
+        with it.door.offer(ticket(1000), offered) as offer:
+            offer.exported()
+            assert await it.collect(Faulty(shared(tmp_path), delays)) == "shared"
+            await wait_collected(offer)
+
+
+async def test_who_gives_up_leaves_the_offer(tmp_path: Path, offered: Path) -> None:
+    async with pair(tmp_path, offered) as it:
+        with it.door.offer(ticket(1000), offered) as offer:
+            offer.exported()
+            with anyio.move_on_after(0.2) as given_up:
+                await it.collect(Faulty(shared(tmp_path), hangs))
+            assert given_up.cancelled_caught
+            assert await it.collect(shared(tmp_path)) == "shared"
+            await wait_collected(offer)
+
+
+@pytest.mark.parametrize(
+    ("text", "ways"),
+    [
+        ("shared", ("shared",)),
+        ("nixl,shared", ("nixl", "shared")),
+        ("tcp", ()),
+        ("shared,tcp", ("shared",)),
+    ],
+)
+def test_ways_in_settings(text: str, ways: tuple[str, ...]) -> None:
+    assert parse_ways(text) == ways
+
+
+@pytest.mark.parametrize("text", ["", "udp", "shared,", "Shared"])
+def test_ways_that_there_are_not(text: str) -> None:
+    with pytest.raises(ValueError, match="is none of"):
+        parse_ways(text)
+
+
+def test_a_host_knows_itself() -> None:
+    assert SharedFiles([]).about() == SharedFiles([]).about() != b""
