@@ -14,6 +14,7 @@ from typing import Any
 
 import anyio
 import msgspec
+from anyio.lowlevel import checkpoint
 from msgspec import Struct
 
 STALL_S = 10.0  # a peer that neither sends nor takes a byte for so long is gone
@@ -50,12 +51,13 @@ class Connection:
         """The first `num_bytes` of an open file, without a copy in this process."""
         sent = 0
         while sent < num_bytes:
-            await self._wait(anyio.wait_writable)
             room = min(CHUNK_BYTES, num_bytes - sent)
             try:
                 count = os.sendfile(self._sock.fileno(), handle, sent, room)
             except BlockingIOError:
+                await self._wait(anyio.wait_writable)
                 continue
+            await checkpoint()  # others have their turn
             if not count:
                 raise OSError(f"the file ends after {sent} of {num_bytes} bytes")
             sent += count
@@ -77,6 +79,15 @@ class Connection:
             received += await self._receive_into(memoryview(content)[received:], within_s)
         return bytes(content)
 
+    async def receive_whole(self, room: memoryview) -> None:
+        """As many bytes as there is room for."""
+        received = 0
+        while received < len(room):
+            try:
+                received += await self._receive_into(room[received : received + CHUNK_BYTES])
+            except OSError as exc:
+                raise OSError(f"{exc} after {received} of {len(room)} bytes") from exc
+
     async def receive_file(self, path: Path, num_bytes: int) -> None:
         """The next `num_bytes`, as a new file at `path`. What a failure leaves of it stays."""
         chunk = memoryview(bytearray(min(CHUNK_BYTES, num_bytes)))
@@ -94,11 +105,12 @@ class Connection:
     async def _receive_into(self, room: memoryview, within_s: float | None = None) -> int:
         """At least one byte."""
         while True:
-            await self._wait(anyio.wait_readable, within_s)
             try:
                 count = self._sock.recv_into(room)
             except BlockingIOError:
+                await self._wait(anyio.wait_readable, within_s)
                 continue
+            await checkpoint()  # others have their turn
             if not count:
                 raise ConnectionError("the peer closed the connection")
             return count

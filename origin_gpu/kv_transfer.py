@@ -35,6 +35,7 @@ from msgspec import Struct
 
 from origin_gpu.handover import KVTicket, Peer
 from origin_gpu.kv_socket import STALL_S, Connection, dial
+from origin_gpu.kv_warm import WarmFiles
 from origin_gpu.kv_ways import TCP, Refused, Said, Way, by_kind
 from routing.errors import Code, Failure
 from routing.logs import log
@@ -206,9 +207,17 @@ class KVDoor:
 class DoorTransport:
     """Collects from the KV doors of other workers, by the first of `ways` that both ends have."""
 
-    def __init__(self, secret: str, *, ways: Sequence[Way] = (), stall_s: float = STALL_S) -> None:
+    def __init__(
+        self,
+        secret: str,
+        *,
+        ways: Sequence[Way] = (),
+        warm: WarmFiles | None = None,
+        stall_s: float = STALL_S,
+    ) -> None:
         self._secret = secret
         self._ways = ways
+        self._warm = WarmFiles() if warm is None else warm
         self._stall_s = stall_s
 
     async def collect(self, ticket: KVTicket, peer: Peer, into: Path) -> str:
@@ -250,7 +259,11 @@ class DoorTransport:
         way = by_kind(self._ways, answer.way)
         if way is not None and await _taken(connection, way, answer, into):
             return way.kind
-        await connection.receive_file(into, answer.num_bytes)
+        with self._warm.new(into, answer.num_bytes) as room:
+            if room is None:
+                await connection.receive_file(into, answer.num_bytes)
+            else:
+                await connection.receive_whole(room)
         await connection.send(_DONE)
         return TCP
 

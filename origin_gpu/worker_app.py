@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, closing, contextmanager
 
 import anyio
 from msgspec import json, msgpack
@@ -17,13 +17,14 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from origin_gpu.decode import DecodeRole
+from origin_gpu.decode import DecodeRole, Transport
 from origin_gpu.engine_link import EngineGone
 from origin_gpu.handover import Prefill, Resume, Watch, Watched, WorkerEvent, WorkerRequest
 from origin_gpu.kv_files import open_files, roots
 from origin_gpu.kv_nixl import Nixl, NotInstalled
 from origin_gpu.kv_shared import SharedFiles
 from origin_gpu.kv_transfer import DoorTransport, KVDoor
+from origin_gpu.kv_warm import WarmFiles
 from origin_gpu.kv_ways import Way
 from origin_gpu.models import FolderError, read_assets
 from origin_gpu.prefill import PrefillRole
@@ -46,11 +47,11 @@ TELL_AT_MOST_EVERY_S = 0.1
 class WorkerApp:
     """What one worker process owns, and who answers what."""
 
-    def __init__(self, worker: Worker, secret: str, ways: Sequence[Way] = ()) -> None:
+    def __init__(self, worker: Worker, secret: str, transport: Transport) -> None:
         self.worker = worker
         self.secret = secret
         self.prefill = PrefillRole(worker)
-        self.decode = DecodeRole(worker, DoorTransport(secret, ways=ways))
+        self.decode = DecodeRole(worker, transport)
         self.gone: EngineGone | None = None  # why this process has to end
 
     async def serve(self, stream: Stream[WorkerRequest, WorkerEvent]) -> None:
@@ -111,10 +112,14 @@ def worker_app(
     """
     assets = read_assets(settings.model_dir)
     ways = _ways(settings)
-    with open_files(roots()) as kv_files, KVDoor(settings.host, secret, ways=ways) as door:
+    with (
+        open_files(roots()) as kv_files,
+        closing(WarmFiles()) as warm,
+        KVDoor(settings.host, secret, ways=ways) as door,
+    ):
         worker = Worker(settings, url, assets, door, kv_files, WorkerMetrics(registry))
         registry.register(EngineCollector(worker.engine))
-        yield WorkerApp(worker, secret, ways)
+        yield WorkerApp(worker, secret, DoorTransport(secret, ways=ways, warm=warm))
 
 
 def _ways(settings: WorkerSettings) -> list[Way]:

@@ -1,8 +1,8 @@
 """`python -m loadtest.bench.kv_transfer`: KV from one process to another, by every way.
 
 In every round, in turn: a copy in memory; a bare socket, `recv_into` one buffer; and each way of
-`origin_gpu`, from a door in a process of its own to a file here, which is then read into one buffer,
-as the engine reads that takes it. The environment's UCX_TLS says what NIXL may use.
+`origin_gpu`, from a door in a process of its own to a file here, which is then read into one
+buffer, as the engine does that takes it. The environment's UCX_TLS says what NIXL may use.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection as Pipe
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Annotated
@@ -20,6 +21,7 @@ from typing import Annotated
 import anyio
 import numpy as np
 import typer
+from numpy.typing import NDArray
 
 from infire.kv_layout import KVGroup, KVLayout
 from loadtest.bench.processor import machine
@@ -49,18 +51,27 @@ def run(
     rounds: Annotated[int, typer.Option(min=3)] = 15,
 ) -> None:
     num_bytes = mib << 20
-    with giver(num_bytes) as (door, bare), open_files(roots()) as files:
-        contenders = {
-            COPY: copier(num_bytes),
-            SOCKET: receiver(bare, num_bytes),
-            **{name: collector(ways, door, num_bytes, files) for name, ways in ends().items()},
-        }
-        times: dict[str, list[float]] = {name: [] for name in contenders}
-        for _ in range(rounds):
-            for name, one in contenders.items():
-                times[name].append(one())
+    times = anyio.run(measure, num_bytes, rounds)
     typer.echo(table(times, num_bytes))
     typer.echo(f"{machine()}; {mib} MiB, {rounds} rounds in turn; medians, least and most.")
+
+
+async def measure(num_bytes: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of every contender in every round."""
+    times: dict[str, list[float]] = {}
+    with giver(num_bytes) as (door, bare), open_files(roots()) as files:
+        collectors = {
+            name: Collector(ways, door, num_bytes, files) for name, ways in ends().items()
+        }
+        copy, receive = copier(num_bytes), receiver(bare, num_bytes)
+        for _ in range(rounds):
+            times.setdefault(COPY, []).append(copy())
+            times.setdefault(SOCKET, []).append(receive())
+            for name, collector in collectors.items():
+                took, read = await collector.collect()
+                times.setdefault(name, []).append(took)
+                times.setdefault(f"{name}, and read", []).append(took + read)
+    return times
 
 
 def ends() -> dict[str, list[Way]]:
@@ -100,27 +111,34 @@ def receiver(address: tuple[str, int], num_bytes: int) -> Callable[[], float]:
     return receive
 
 
-def collector(
-    ways: Sequence[Way], door: str, num_bytes: int, files: KVFiles
-) -> Callable[[], float]:
-    """Seconds of a whole collection, dialling included."""
-    transport = DoorTransport(SECRET, ways=ways)
-    peer = Peer(name="giver", role="prefill", url="http://127.0.0.1:1", kv_address=door)
-    expected = content(num_bytes)
-    room = np.zeros(num_bytes, np.uint8)
+class Collector:
+    """This end of one way."""
 
-    def collect() -> float:
-        with files.new(num_bytes) as path:
+    def __init__(self, ways: Sequence[Way], door: str, num_bytes: int, files: KVFiles) -> None:
+        self._kind = ways[0].kind if ways else "tcp"
+        self._transport = DoorTransport(SECRET, ways=ways)
+        self._files = files
+        self._ticket = ticket(num_bytes)
+        self._peer = Peer(name="giver", role="prefill", url="http://127.0.0.1:1", kv_address=door)
+        self._expected = content(num_bytes)
+        self._room = np.zeros(num_bytes, np.uint8)
+
+    async def collect(self) -> tuple[float, float]:
+        """Seconds of a collection, dialling included, and of reading what came."""
+        with self._files.new(self._ticket.num_bytes) as path:
             began = perf_counter()
-            went = anyio.run(transport.collect, ticket(num_bytes), peer, path)
-            with path.open("rb") as file:
-                file.readinto(room.data)
-            took = perf_counter() - began
-        assert went == (ways[0].kind if ways else "tcp")
-        assert np.array_equal(room, expected)
-        return took
+            went = await self._transport.collect(self._ticket, self._peer, path)
+            there = perf_counter()
+            _read(path, self._room)
+            read = perf_counter()
+        assert went == self._kind
+        assert np.array_equal(self._room, self._expected)
+        return there - began, read - there
 
-    return collect
+
+def _read(path: Path, room: NDArray[np.uint8]) -> None:
+    with path.open("rb") as file:
+        file.readinto(room.data)
 
 
 @contextmanager
@@ -167,7 +185,7 @@ def _send(listener: socket.socket, num_bytes: int) -> None:
             sock.sendall(data)
 
 
-def content(num_bytes: int) -> np.ndarray:
+def content(num_bytes: int) -> NDArray[np.uint8]:
     """The same everywhere."""
     return np.random.default_rng(1).integers(0, 256, num_bytes, np.uint8)
 
