@@ -66,6 +66,7 @@ class WorkerRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_running: Annotated[int, Meta(ge=1)] | None = None
     max_waiting: Annotated[int, Meta(ge=1)] | None = None
     lease_s: Annotated[float, Meta(gt=0)] | None = None
+    kv_ways: Annotated[str, Meta(pattern="^(shared|nixl|tcp)(,(shared|nixl|tcp))*$")] | None = None
     threads: Annotated[int, Meta(ge=1)] | None = None
 
 

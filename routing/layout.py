@@ -18,7 +18,9 @@ from routing.region import Role
 
 LOOPBACK = "127.0.0.1"
 # Passed on as they are where a fleet file names them; else the worker's own default holds.
-WORKER_FLAGS = ("dtype", "kv_tokens", "max_step_tokens", "max_running", "max_waiting", "lease_s")
+WORKER_FLAGS = (
+    "dtype", "kv_tokens", "max_step_tokens", "max_running", "max_waiting", "lease_s", "kv_ways",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

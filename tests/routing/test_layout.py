@@ -81,7 +81,7 @@ def test_a_worker_is_told_what_its_row_says_and_no_more(
     path = tmp_path / "fleet.toml"
     path.write_text(
         '[fleet]\nmodel = "@cf/m"\n[edge]\nport = 0\n[[region]]\nname = "oc"\n'
-        '[[region.worker]]\nrole = "both"\ncount = 2\nkv_tokens = 4096\nlease_s = 2.5\n'
+        '[[region.worker]]\nrole = "both"\ncount = 2\nkv_tokens = 4096\nlease_s = 2.5\nkv_ways = "nixl,tcp"\n'
         '[[region.worker]]\nrole = "both"\ndevice = "cuda"\nthreads = 7\n'
     )
     commands = lay_out(read_fleet(path), ground())
@@ -89,6 +89,7 @@ def test_a_worker_is_told_what_its_row_says_and_no_more(
     assert [worker.name for worker in workers] == ["oc-both-0", "oc-both-1", "oc-both-2"]
     assert [flag(worker, "kv-tokens") for worker in workers] == [["4096"], ["4096"], []]
     assert [flag(worker, "lease-s") for worker in workers] == [["2.5"], ["2.5"], []]
+    assert [flag(worker, "kv-ways") for worker in workers] == [["nixl,tcp"], ["nixl,tcp"], []]
     assert [flag(worker, "device") for worker in workers] == [["cpu"], ["cpu"], ["cuda"]]
     assert [flag(worker, "threads") for worker in workers] == [["2"], ["2"], ["7"]]
     assert len({worker.url for worker in workers}) == 3
