@@ -81,7 +81,8 @@ def test_a_worker_is_told_what_its_row_says_and_no_more(
     path = tmp_path / "fleet.toml"
     path.write_text(
         '[fleet]\nmodel = "@cf/m"\n[edge]\nport = 0\n[[region]]\nname = "oc"\n'
-        '[[region.worker]]\nrole = "both"\ncount = 2\nkv_tokens = 4096\nlease_s = 2.5\nkv_ways = "nixl,tcp"\n'
+        '[[region.worker]]\nrole = "both"\ncount = 2\nkv_tokens = 4096\nlease_s = 2.5\n'
+        'kv_ways = "nixl,tcp"\n'
         '[[region.worker]]\nrole = "both"\ndevice = "cuda"\nthreads = 7\n'
     )
     commands = lay_out(read_fleet(path), ground())
