@@ -19,7 +19,7 @@ class KVTicket(Struct, frozen=True, kw_only=True):
     num_tokens: int
     num_bytes: int
     layout: KVLayout
-    lease_s: float  # after which a hold whose front and collector are dead ends by itself
+    lease_s: float  # after which a hold ends by itself: from its beginning, or a collector's sign
 
 
 class Prefill(Struct, frozen=True, tag="prefill"):

@@ -47,8 +47,11 @@ class Connection:
         body = msgspec.msgpack.encode(message)
         await self.send(len(body).to_bytes(_PREFIX_BYTES, "little") + body)
 
-    async def send_file(self, handle: int, num_bytes: int) -> None:
-        """The first `num_bytes` of an open file, without a copy in this process."""
+    async def send_file(
+        self, handle: int, num_bytes: int, moved: Callable[[], None] = lambda: None
+    ) -> None:
+        """The first `num_bytes` of an open file, without a copy in this process. `moved` is called
+        whenever some have been taken."""
         sent = 0
         while sent < num_bytes:
             room = min(CHUNK_BYTES, num_bytes - sent)
@@ -61,6 +64,7 @@ class Connection:
             if not count:
                 raise OSError(f"the file ends after {sent} of {num_bytes} bytes")
             sent += count
+            moved()
 
     async def receive_message(self, kind: Any, *, within_s: float | None = None) -> Any:
         """The next message, of the type or union `kind`. DecodeError if it is another.

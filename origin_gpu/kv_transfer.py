@@ -78,10 +78,23 @@ class Offer:
         self.collected = anyio.Event()
         self.withdrawn = False
         self._settled = anyio.Event()
+        self._lease: anyio.CancelScope | None = None
 
     def exported(self) -> None:
         """The file is there."""
         self._settled.set()
+
+    @contextmanager
+    def leased(self) -> Iterator[None]:
+        """A block that is left when the lease ends: that long after a collector last gave a sign
+        of life, or after the beginning."""
+        with anyio.move_on_after(self.ticket.lease_s) as self._lease:
+            yield
+
+    def renew(self) -> None:
+        """A collector is at it."""
+        if self._lease is not None:
+            self._lease.deadline = anyio.current_time() + self.ticket.lease_s
 
     def withdraw(self) -> None:
         """Nobody can collect any more; transfers that have begun go on."""
@@ -182,6 +195,7 @@ class KVDoor:
 
     async def _hand_over(self, connection: Connection, offer: Offer, ways: Sequence[Said]) -> None:
         """The first way that works, then the connection."""
+        offer.renew()
         num_bytes = offer.path.stat().st_size
         for said in ways:
             way = by_kind(self._ways, said.kind)
@@ -190,7 +204,7 @@ class KVDoor:
             try:
                 async with way.lend(offer.path, num_bytes, said.about) as told:
                     await connection.send_message(Granted(num_bytes, way.kind, told))
-                    if await _wait_taken(connection):
+                    if await _wait_taken(connection, offer):
                         offer.collected.set()
                         return
             except Refused as exc:
@@ -199,7 +213,7 @@ class KVDoor:
             break  # the collector wants it over the connection
         else:
             await connection.send_message(Granted(num_bytes))
-        await _send(connection, offer.path, num_bytes)
+        await _send(connection, offer, num_bytes)
         if await connection.receive_exactly(1) == _DONE:
             offer.collected.set()
 
@@ -310,18 +324,19 @@ async def _say_busy(connection: Connection) -> None:
             await connection.send(_BUSY)
 
 
-async def _wait_taken(connection: Connection) -> bool:
+async def _wait_taken(connection: Connection, offer: Offer) -> bool:
     """Whether the collector has it; if not, it wants the bytes."""
     while (said := await connection.receive_exactly(1)) == _BUSY:
-        continue
+        offer.renew()
+    offer.renew()
     if said not in {_DONE, _INSTEAD}:
         raise ConnectionError(f"the collector said {said!r}")
     return said == _DONE
 
 
-async def _send(connection: Connection, path: Path, num_bytes: int) -> None:
-    handle = os.open(path, os.O_RDONLY)
+async def _send(connection: Connection, offer: Offer, num_bytes: int) -> None:
+    handle = os.open(offer.path, os.O_RDONLY)
     try:
-        await connection.send_file(handle, num_bytes)
+        await connection.send_file(handle, num_bytes, offer.renew)
     finally:
         os.close(handle)

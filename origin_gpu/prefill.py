@@ -6,7 +6,6 @@ collector by having got everything, the front by hanging up, or the lease when b
 
 from __future__ import annotations
 
-import anyio
 import msgspec
 
 from infire.notes import Submit
@@ -62,13 +61,13 @@ class PrefillRole:
             stream.send(
                 Prefilled(first=to_tokens(step), cached_tokens=step.cached_tokens, ticket=ticket)
             )
-            with anyio.move_on_after(ticket.lease_s):
+            with offer.leased():
                 await run.export(path)
                 offer.exported()
                 await offer.collected.wait()
                 return
         raise Failure(
-            Code.LOST, f"nobody collected the KV of {run.key} within {ticket.lease_s:g} s"
+            Code.LOST, f"nobody has been collecting the KV of {run.key} for {ticket.lease_s:g} s"
         )
 
     def _ticket(self, run: Run, step: Step) -> KVTicket:

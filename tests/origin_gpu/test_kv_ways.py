@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from origin_gpu.kv_transfer import DoorTransport, KVDoor
 from origin_gpu.kv_ways import Refused, Way
 from origin_gpu.settings import parse_ways
 from routing.errors import Code, Failure
+from tests.fakes.faulty_way import Act, Faulty, Take
 from tests.origin_gpu.test_kv_transfer import PATIENCE_S, SECRET, peer, ticket, wait_collected
 
 FOLDER = "edgefire-kv-1-0123abcd"
@@ -106,61 +107,32 @@ async def test_another_file_system_is_refused(
 # --- ways that fail ------------------------------------------------------------------------------
 
 
-@dataclass
-class Faulty:
-    """Another way, with something done to it at the collector's end."""
-
-    way: Way
-    act: Callable[[Callable[[], Awaitable[None]], Path], Awaitable[None]]
-
-    @property
-    def kind(self) -> str:
-        return self.way.kind
-
-    def about(self) -> bytes:
-        return self.way.about()
-
-    @asynccontextmanager
-    async def lend(self, path: Path, num_bytes: int, about: bytes) -> AsyncGenerator[bytes, None]:
-        async with self.way.lend(path, num_bytes, about) as said:
-            yield said
-
-    async def take(self, said: bytes, num_bytes: int, into: Path) -> None:
-        async def take() -> None:
-            await self.way.take(said, num_bytes, into)
-
-        await self.act(take, into)
-
-
-Act = Callable[[Callable[[], Awaitable[None]], Path], Awaitable[None]]
-
-
-async def refuses(take: Callable[[], Awaitable[None]], into: Path) -> None:
+async def refuses(take: Take, into: Path) -> None:
     raise Refused("not today")
 
 
-async def truncates(take: Callable[[], Awaitable[None]], into: Path) -> None:
+async def truncates(take: Take, into: Path) -> None:
     await take()
     content = into.read_bytes()
     into.unlink()
     into.write_bytes(content[:-1])
 
 
-async def drops(take: Callable[[], Awaitable[None]], into: Path) -> None:
+async def drops(take: Take, into: Path) -> None:
     """Says that all is well, and there is nothing."""
 
 
-async def delays(take: Callable[[], Awaitable[None]], into: Path) -> None:
+async def delays(take: Take, into: Path) -> None:
     await anyio.sleep(1.0)
     await take()
 
 
-async def repeats(take: Callable[[], Awaitable[None]], into: Path) -> None:
+async def repeats(take: Take, into: Path) -> None:
     await take()
     await take()
 
 
-async def hangs(take: Callable[[], Awaitable[None]], into: Path) -> None:
+async def hangs(take: Take, into: Path) -> None:
     await anyio.sleep_forever()
 
 

@@ -13,13 +13,16 @@ import msgspec
 import pytest
 
 from infire.notes import Gauges
-from origin_gpu import worker_app
+from origin_gpu import kv_transfer, worker_app
 from origin_gpu.handover import Collected, Prefill, Prefilled, Resume, Watch, Watched, WorkerEvent
 from origin_gpu.kv_files import KVFiles
+from origin_gpu.kv_shared import SharedFiles
+from origin_gpu.kv_transfer import DoorTransport
 from routing import wire
 from routing.errors import Code
 from routing.region import ProcessReport
 from routing.wire import Logprob
+from tests.fakes.faulty_way import Faulty, Take
 from tests.fakes.model_folder import CONTEXT_WINDOW
 from tests.fakes.tcp_proxy import tcp_proxy
 from tests.origin_gpu.local_workers import (
@@ -224,6 +227,49 @@ async def test_two_tries_of_one_request_are_told_apart(tmp_path: Path) -> None:
             tickets = [(await prefilled_of(it)).ticket for it in (first, second)]
             assert len({ticket.request_id for ticket in tickets if ticket}) == 2
             assert ids(await p.ask(request)) == [66, 67, 68, 69]
+
+
+async def test_a_collector_at_work_keeps_the_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes five times as long as the lease, and says that it lives."""
+    monkeypatch.setattr(kv_transfer, "BUSY_EVERY_S", 0.05)
+    async with local_pair(tmp_path, lease_s=0.3) as (p, d):
+
+        async def slowly(take: Take, _: Path) -> None:
+            await anyio.sleep(1.5)
+            await take()
+
+        ways = [Faulty(SharedFiles(), slowly)]
+        d.app.decode._transport = DoorTransport(SECRET, ways=ways)
+        request = p.generate(65, max_tokens=3)
+        async with p.link.open(Prefill(request)) as held:
+            prefilled = await prefilled_of(held)
+            assert ids(await d.ask(Resume(request, prefilled))) == [67, 68]
+            with anyio.fail_after(PATIENCE_S):
+                assert [event async for event in held] == [Collected()]
+
+
+async def test_a_collector_that_dies_does_not_keep_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv_transfer, "BUSY_EVERY_S", 0.05)
+    async with local_pair(tmp_path, lease_s=0.5) as (p, d):
+
+        async def never(*_: object) -> None:
+            await anyio.sleep_forever()
+
+        d.app.decode._transport = DoorTransport(SECRET, ways=[Faulty(SharedFiles(), never)])
+        request = p.generate(65, max_tokens=3)
+        async with p.link.open(Prefill(request)) as held:
+            prefilled = await prefilled_of(held)
+            async with d.link.open(Resume(request, prefilled)):
+                await anyio.sleep(1.0)
+                assert p.report.held == 1  # it is still at it
+            with anyio.fail_after(PATIENCE_S):
+                detail = fault([event async for event in held], Code.LOST)
+            assert detail.endswith("for 0.5 s")
+        await p.settled()
 
 
 async def test_a_full_queue_refuses(tmp_path: Path) -> None:
