@@ -56,8 +56,7 @@ class DecodeRole:
         so_far = msgspec.structs.replace(
             request, generated_ids=(*request.generated_ids, *prefilled.first.ids)
         )
-        peer = self._giver(ticket)
-        _check_kv(ticket, so_far, self._worker.engine.must_be_up().layout)
+        peer = self._fitting(ticket, so_far)
         with self._worker.kv_files.new(ticket.num_bytes) as path:
             await self._collect(ticket, peer, path, answered)
             submit = Submit(self._worker.sequence(so_far), str(path), ticket.num_tokens)
@@ -96,6 +95,16 @@ class DecodeRole:
         answered.kv_way = await self._transport.collect(ticket, peer, into)
         answered.kv_s = anyio.current_time() - began
         answered.kv_bytes = ticket.num_bytes
+
+    def _fitting(self, ticket: KVTicket, so_far: wire.Generate) -> Peer:
+        """Who has the KV, which must be of this request, and of use here. Raises Failure."""
+        try:
+            peer = self._giver(ticket)
+            _check_kv(ticket, so_far, self._worker.engine.must_be_up().layout)
+        except Failure as failure:
+            self._worker.metrics.refused("collector", failure.code)
+            raise
+        return peer
 
     def _giver(self, ticket: KVTicket) -> Peer:
         """The ticket's worker, from our own table."""

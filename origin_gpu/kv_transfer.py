@@ -23,7 +23,7 @@ import hmac
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, Self
@@ -110,9 +110,17 @@ class KVDoor:
     """Where other workers collect the KV on offer. Listens until closed, answers in `run`."""
 
     def __init__(
-        self, host: str, secret: str, *, ways: Sequence[Way] = (), stall_s: float = STALL_S
+        self,
+        host: str,
+        secret: str,
+        *,
+        ways: Sequence[Way] = (),
+        denied: Callable[[str], None] = lambda _: None,
+        stall_s: float = STALL_S,
     ) -> None:
+        """`denied` is called with the reason whenever KV is not given."""
         self._ways = ways
+        self._denied = denied
         self._listener = listening_socket(host, 0)
         self._listener.setblocking(False)
         self._secret = secret
@@ -167,6 +175,7 @@ class KVDoor:
                 request_id = wanted.request_id
                 found = await self._find(wanted)
                 if isinstance(found, Denied):
+                    self._denied(found.reason)
                     log(logger, "KV denied", request_id=request_id, reason=found.detail)
                     await connection.send_message(found)
                 else:

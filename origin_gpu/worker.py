@@ -74,7 +74,7 @@ class Worker:
         self.engine = EngineLink(engine_command(settings))
         self.peers: Mapping[str, Peer] = {}  # the region's workers by name, as the front says
         self.in_flight = 0
-        self._metrics = metrics
+        self.metrics = metrics
 
     @property
     def num_waiting(self) -> int:
@@ -180,9 +180,9 @@ class Worker:
 
     def _record(self, role: str, request: wire.Generate, answered: Answered) -> None:
         total_s = answered.total_s
-        self._metrics.ended(role, answered.outcome, total_s, answered.output_tokens)
+        self.metrics.ended(role, answered.outcome, total_s, answered.output_tokens)
         if answered.kv_s is not None:
-            self._metrics.collected(answered.kv_way, answered.kv_bytes, answered.kv_s)
+            self.metrics.collected(answered.kv_way, answered.kv_bytes, answered.kv_s)
         log(
             logger,
             "request",

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, closing, contextmanager
+from functools import partial
 
 import anyio
 from msgspec import json, msgpack
@@ -111,13 +112,13 @@ def worker_app(
     Raises FolderError, NotInstalled.
     """
     assets = read_assets(settings.model_dir)
-    ways = _ways(settings)
+    ways, metrics = _ways(settings), WorkerMetrics(registry)
     with (
         open_files(roots()) as kv_files,
         closing(WarmFiles()) as warm,
-        KVDoor(settings.host, secret, ways=ways) as door,
+        KVDoor(settings.host, secret, ways=ways, denied=partial(metrics.refused, "door")) as door,
     ):
-        worker = Worker(settings, url, assets, door, kv_files, WorkerMetrics(registry))
+        worker = Worker(settings, url, assets, door, kv_files, metrics)
         registry.register(EngineCollector(worker.engine))
         yield WorkerApp(worker, secret, DoorTransport(secret, ways=ways, warm=warm))
 

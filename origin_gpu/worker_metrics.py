@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -43,6 +44,12 @@ class WorkerMetrics:
             buckets=SECONDS,
             registry=registry,
         )
+        self._kv_refused = Counter(
+            "edgefire_worker_kv_refused",
+            "KV not given, or not taken, by which end refused it and why.",
+            ("end", "reason"),
+            registry=registry,
+        )
         self._seconds = Histogram(
             "edgefire_worker_request_seconds",
             "From a request's arrival at the worker to its end.",
@@ -55,6 +62,10 @@ class WorkerMetrics:
         self._requests.labels(role, outcome).inc()
         self._tokens.labels(role).inc(output_tokens)
         self._seconds.labels(role).observe(seconds)
+
+    def refused(self, end: Literal["door", "collector"], reason: str) -> None:
+        """`reason`: of `kv_transfer.Denied`, or a code."""
+        self._kv_refused.labels(end, reason).inc()
 
     def collected(self, way: str, num_bytes: int, seconds: float) -> None:
         self._kv_bytes.labels(way).inc(num_bytes)

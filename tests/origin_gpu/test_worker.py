@@ -53,6 +53,16 @@ def num_files(files: KVFiles) -> int:
     return sum(len(list(folder.glob("*.kv"))) for folder in files._folders)
 
 
+def refusals(worker: LocalWorker) -> dict[tuple[str, str], int]:
+    """KV that was refused there, by end and reason."""
+    (counter,) = worker.app.worker.metrics._kv_refused.collect()
+    return {
+        (sample.labels["end"], sample.labels["reason"]): int(sample.value)
+        for sample in counter.samples
+        if sample.name.endswith("_total")
+    }
+
+
 async def prefilled_of(events: Any) -> Prefilled:
     with anyio.fail_after(PATIENCE_S):
         first = await anext(aiter(events))
@@ -209,6 +219,8 @@ async def test_tickets_are_not_trusted(tmp_path: Path) -> None:
                 assert named in fault(await d.ask(Resume(request, forged)), code)
             assert p.report.held == 1
             assert ids(await d.ask(Resume(request, prefilled))) == [67, 68]
+        assert refusals(d) == {("collector", Code.LOST): 1, ("collector", Code.INCOMPATIBLE): 4}
+        assert refusals(p) == {("door", "epoch"): 1, ("door", "unknown"): 1}
 
 
 async def test_kv_that_nobody_collects_goes_after_its_lease(tmp_path: Path) -> None:
