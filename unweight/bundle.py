@@ -142,7 +142,7 @@ def read_contents(header: Header, name: str) -> Contents:
         packed = msgspec.json.decode(stated.tensors, type=dict[str, _Packed])
         source_bytes = int(stated.source_bytes)
         head = _inflated(base64.b64decode(stated.header, validate=True), name)
-    except (msgspec.DecodeError, ValueError, binascii.Error, zlib.error) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError, binascii.Error, zlib.error) as error:
         if isinstance(error, BadFile):
             raise
         raise BadHeader(f"{name}: its metadata: {error}") from error
@@ -154,7 +154,10 @@ def read_contents(header: Header, name: str) -> Contents:
             key: Entry(
                 dtype=place.dtype,
                 shape=place.shape,
-                chunk_rows=packed[key].chunk_rows if key in packed else None,
+                # One chunk is all rows, whatever it says: memory is made for as many as these.
+                chunk_rows=min(packed[key].chunk_rows, matrix(place.shape)[0])
+                if key in packed
+                else None,
             )
             for key, place in source.places.items()
         },

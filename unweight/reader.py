@@ -141,7 +141,7 @@ class Shard:
         assert made.flags.c_contiguous
         if entry.chunk_rows is None:
             assert entry.dtype == "BF16"
-            made[:] = self.raw(name).view("<u2").reshape(-1, width)[first:last]
+            made[:] = self.raw(name).view("<u2").reshape(entry.rows)[first:last]
             return made
         covering = range(first // entry.chunk_rows, -(-last // entry.chunk_rows))
 

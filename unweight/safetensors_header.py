@@ -6,9 +6,9 @@ then the tensors without gaps.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -52,6 +52,12 @@ class WrongShape(BadFile):
     """A tensor whose shape and type ask for other bytes than it has."""
 
 
+class _Name(str):
+    """A name in an object that has each of them once: to be decoded with `_once`."""
+
+    __slots__ = ()
+
+
 class _Entry(Struct, frozen=True):
     dtype: str
     shape: tuple[int, ...]
@@ -93,9 +99,11 @@ def read_header(content: NDArray[np.uint8], name: str) -> Header:
 def parse_header(head: bytes, data_bytes: int, name: str) -> Header:
     """Of the bytes up to the tensors, in a file with so many bytes of tensors."""
     try:
-        raw = msgspec.json.decode(head[8:], type=dict[str, msgspec.Raw])
-        metadata = msgspec.json.decode(raw.pop("__metadata__", b"{}"), type=dict[str, str])
-        entries = {key: msgspec.json.decode(entry, type=_Entry) for key, entry in raw.items()}
+        raw = msgspec.json.decode(head[8:], type=dict[_Name, msgspec.Raw], dec_hook=_once())
+        about = raw.pop(_Name("__metadata__"), b"{}")
+        stated = msgspec.json.decode(about, type=dict[_Name, str], dec_hook=_once())
+        metadata = {str(key): value for key, value in stated.items()}
+        entries = {str(key): msgspec.json.decode(entry, type=_Entry) for key, entry in raw.items()}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadHeader(f"{name}: {error}") from error
     places = {key: _place(key, entry, data_bytes, name) for key, entry in entries.items()}
@@ -120,6 +128,29 @@ def write_header(places: Mapping[str, Place], metadata: Mapping[str, str], room:
     return len(padded).to_bytes(8, "little") + padded
 
 
+def _once() -> Callable[[type, Any], _Name]:
+    """For one object: where it has a name twice, JSON is read as if only the last were there."""
+    seen: set[str] = set()
+
+    def name(_: type, key: str) -> _Name:
+        if key in seen:
+            raise ValueError(f"{key} twice")  # of msgspec's errors it becomes one
+        seen.add(key)
+        return _Name(key)
+
+    return name
+
+
+def _num_elements(shape: tuple[int, ...]) -> int:
+    """No further than where there are too many: the whole product of a long header takes hours."""
+    product = 1
+    for size in shape:
+        product *= size
+        if not 0 <= product <= _MAX_ELEMENTS:
+            break
+    return product
+
+
 def _place(key: str, entry: _Entry, data_bytes: int, name: str) -> Place:
     begin, end = entry.data_offsets
     if not 0 <= begin <= end:
@@ -128,9 +159,10 @@ def _place(key: str, entry: _Entry, data_bytes: int, name: str) -> Place:
         raise Truncated(f"{name}: {key} ends at {end} of {data_bytes} bytes")
     if entry.dtype not in BITS:
         raise BadHeader(f"{name}: {key} is of type {entry.dtype}, which the format has not")
-    if any(size < 0 for size in entry.shape) or math.prod(entry.shape) > _MAX_ELEMENTS:
+    num_elements = _num_elements(entry.shape)
+    if not all(0 <= n <= _MAX_ELEMENTS for n in (num_elements, *entry.shape)):
         raise WrongShape(f"{name}: {key} is {entry.shape}")
-    if math.prod(entry.shape) * BITS[entry.dtype] != 8 * (end - begin):
+    if num_elements * BITS[entry.dtype] != 8 * (end - begin):
         raise WrongShape(f"{name}: {key}, {entry.dtype} {entry.shape}, has {end - begin} bytes")
     return Place(entry.dtype, entry.shape, begin, end)
 

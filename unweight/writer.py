@@ -22,7 +22,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from unweight import coder
-from unweight.bundle import BadChecksum, about, chunk_rows, matrix
+from unweight.bundle import PARTS, BadChecksum, about, chunk_rows, matrix
 from unweight.reader import Shard, is_bundle, mapped
 from unweight.safetensors_header import BadFile, Place, read_header, write_header
 from unweight.source import AHEAD, ahead, source_bytes
@@ -66,8 +66,8 @@ def unpack_folder(
 def check_folder(
     source: Path, *, threads: int, progress: Progress = lambda _: None
 ) -> dict[str, str]:
-    """SHA-256 of every file that would be unpacked. Raises `BadFile` for the first that is damaged,
-    `Refused` if there are none."""
+    """SHA-256 of every file that would be unpacked, by its path in the folder. Raises `BadFile` for
+    the first that is damaged, `Refused` if there are none."""
     found = {}
     for path in weight_files(source):
         shard = Shard(path)
@@ -77,7 +77,8 @@ def check_folder(
             progress(len(part))
         if sha256.hexdigest() != shard.source_sha256:
             raise BadChecksum(f"{path}: SHA-256 {sha256.hexdigest()}, not {shard.source_sha256}")
-        found[path.name] = sha256.hexdigest()
+        name = path.name if path == source else path.relative_to(source).as_posix()
+        found[name] = sha256.hexdigest()
     return found
 
 
@@ -116,7 +117,7 @@ def _pack(source: Path, target: Path, threads: int, progress: Progress) -> bool:
             return False
         with _made(target) as file:
             data = content[header.num_bytes :]
-            kept = [name for name, place in header.places.items() if _is_worth(place, data)]
+            kept = [name for name in header.places if _is_worth(name, header.places, data)]
             packed = {name: chunk_rows(header.places[name].shape) for name in kept}
             head = content[: header.num_bytes].tobytes()
             room = _room(header.places, packed, head)
@@ -198,13 +199,17 @@ def _room(places: Mapping[str, Place], packed: Mapping[str, int], head: bytes) -
     return len(write_header(largest, longest)) + 32 * len(largest)  # shapes of frames: 17 digits
 
 
-def _is_worth(place: Place, data: NDArray[np.uint8]) -> bool:
-    return place.dtype == "BF16" and coder.is_worth(data[_of(place)].view("<u2"))
+def _is_worth(name: str, places: Mapping[str, Place], data: NDArray[np.uint8]) -> bool:
+    """Whether it gets smaller, and none of the source's tensors has the name of a part of it."""
+    place = places[name]
+    if place.dtype != "BF16" or any(f"{name}.{part}" in places for part in PARTS):
+        return False
+    return coder.is_worth(data[_of(place)].view("<u2"))
 
 
 def _unpack(source: Path, target: Path, threads: int, progress: Progress) -> bool:
     shard = Shard(source)
-    if target.exists() and _digests(mapped(target))[0] == shard.source_sha256:
+    if _sha256_of(target) == shard.source_sha256:
         progress(shard.contents.source_bytes)
         return False
     with _made(target) as file:
@@ -249,6 +254,13 @@ def _copy(source: Path, target: Path, progress: Progress) -> bool:
     return True
 
 
+def _sha256_of(target: Path) -> str | None:
+    """None of what is not there, or empty, as no safetensors file is."""
+    if not target.exists() or not target.stat().st_size:
+        return None
+    return _digests(mapped(target))[0]
+
+
 def _is_of(target: Path, sha256: str) -> bool:
     try:
         shard = Shard(target)
@@ -273,6 +285,11 @@ def _made(target: Path) -> Iterator[BinaryIO]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise Refused(f"{target} is being made by another process") from error
+        if not _is_at(path, file):
+            raise Refused(f"{target} is being made by another process")
+        if target.exists():
+            path.unlink()
+            raise Refused(f"{target} is there already, since a moment ago")
         try:
             with path.open("r+b") as content:
                 content.truncate(0)
@@ -283,6 +300,14 @@ def _made(target: Path) -> Iterator[BinaryIO]:
         except BaseException:
             path.unlink(missing_ok=True)
             raise
+
+
+def _is_at(path: Path, file: BinaryIO) -> bool:
+    """Whether an open file still has that name: whoever had its lock may have moved it since."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _digests(content: NDArray[np.uint8]) -> tuple[str, str]:
