@@ -94,9 +94,9 @@ def test_cut_short_anywhere(packed: Path) -> None:
     whole = packed.read_bytes()
     head, _ = taken_apart(whole)
     start = 8 + int.from_bytes(whole[:8], "little")
-    for kept in (0, 1, 7, 8, 9, start // 2, start - 1):
+    for kept in (0, 1, 7, 8, 9, start // 2, start - 8, start - 1):
         packed.write_bytes(whole[:kept])
-        refused(packed, Truncated)
+        refused(packed, Truncated, "a header of" if kept >= 8 else f": {kept} bytes are no")
     for key in head.keys() - {"__metadata__"}:
         begin, end = head[key]["data_offsets"]
         for kept in (begin, begin + 1, (begin + end) // 2, end - 1):
@@ -344,6 +344,14 @@ def test_a_digest_that_lies(packed: Path, tmp_path: Path) -> None:
 def test_metadata_that_is_missing(packed: Path, key: str) -> None:
     spoil(packed, lambda head, _: head["__metadata__"].pop(key))
     refused(packed, BadHeader, key)
+
+
+def test_a_header_among_other_letters(packed: Path) -> None:
+    """Base64 is read as others read it: no space, no letter that it has not."""
+    about = taken_apart(packed.read_bytes())[0]["__metadata__"]["header"]
+    for text in (f" {about}", f"{about}\n", f"{about[:9]}!{about[9:]}", f"{about}=="):
+        spoil(packed, stating("header", text))
+        refused(packed, BadHeader, "its metadata")
 
 
 def test_a_header_that_would_fill_memory(packed: Path) -> None:

@@ -267,6 +267,15 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     assert left_in(tmp_path) == before
 
 
+def test_what_a_killed_one_left_is_not_of_the_model(model: Path, tmp_path: Path) -> None:
+    """A folder in which something was stopped is packed without the half of a file."""
+    (model / ".model-3.safetensors.making").write_bytes(b"half")
+    told: list[int] = []
+    pack_folder(model, tmp_path / "bundle", threads=1, progress=told.append)
+    assert left_in(tmp_path / "bundle") == sorted({*files(model)} - {".model-3.safetensors.making"})
+    assert sum(told) == total_bytes(model, unpacked=False)
+
+
 def test_what_a_killed_one_left_is_written_over(tmp_path: Path) -> None:
     """However long it was."""
     path = bundle(tmp_path)
@@ -361,11 +370,14 @@ CALLED = (
 )
 PACK = f"{CALLED} print(writer.pack_folder(source, target, threads=1))"
 UNPACK = f"{CALLED} print(writer.unpack_folder(source, target, threads=1))"
-SLOW = "import time; from unweight import coder, reader;"
-SLOW += "".join(
-    f"{name} = lambda *a, real={name}: (time.sleep(0.02), real(*a))[1];"
-    for name in ("coder.encode", "reader.decode")
-)
+SLOW = """
+import time
+from unweight import coder, reader
+calls, stuck_at = iter(range(10**9)), {stuck_at}
+def slowly(work):
+    return lambda *a: (time.sleep(0.02 if next(calls) < stuck_at else 60), work(*a))[1]
+coder.encode, reader.decode = slowly(coder.encode), slowly(reader.decode)
+"""
 
 
 def running(code: str, source: Path, target: Path) -> subprocess.Popen[str]:
@@ -375,25 +387,26 @@ def running(code: str, source: Path, target: Path) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def killed_at_the_second(code: str, source: Path, target: Path) -> None:
-    """SIGKILL in the middle of its second file, as near as can be seen from outside."""
-    with running(SLOW + code, source, target) as process:
-        making = target / ".model-1.safetensors.making"
+def killed(process: subprocess.Popen[str], making: Path) -> None:
+    """SIGKILL, once there is something in the file that it makes."""
+    with process:
         deadline = time.monotonic() + 60
         while not (making.exists() and making.stat().st_size > 0):
             assert time.monotonic() < deadline
-            assert process.poll() is None, process.stderr and process.stderr.read()
+            assert process.poll() is None
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
 
 
 def test_one_that_was_killed_is_taken_up_again(model: Path, tmp_path: Path) -> None:
-    for code, convert, given, target in (
-        (PACK, pack_folder, model, tmp_path / "bundle"),
-        (UNPACK, unpack_folder, tmp_path / "bundle", tmp_path / "again"),
+    """Stuck at the second chunk of the second file; packing codes two samples of each as well."""
+    for code, stuck_at, convert, given, target in (
+        (PACK, 6 + 2 + 1, pack_folder, model, tmp_path / "bundle"),
+        (UNPACK, 4 + 1, unpack_folder, tmp_path / "bundle", tmp_path / "again"),
     ):
-        killed_at_the_second(code, given, target)
+        slow = SLOW.format(stuck_at=stuck_at)
+        killed(running(slow + code, given, target), target / ".model-1.safetensors.making")
         there = {"config.json", "model-0.safetensors", ".model-1.safetensors.making"}
         assert set(files(target)) == there
         stamp = (target / "model-0.safetensors").stat().st_mtime_ns
@@ -412,7 +425,8 @@ def test_two_at_once_make_one_bundle(model: Path, tmp_path: Path) -> None:
             _, errors = process.communicate(timeout=120)
             return process.returncode, errors
 
-    for code, target in ((SLOW + PACK, tmp_path / "slow"), (PACK, tmp_path / "bundle")):
+    slow = SLOW.format(stuck_at=1000)
+    for code, target in ((slow + PACK, tmp_path / "slow"), (PACK, tmp_path / "bundle")):
         with ThreadPoolExecutor(2) as pool:
             both = [pool.submit(run, code, target) for _ in range(2)]
             ends = [future.result() for future in both]
