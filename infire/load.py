@@ -41,7 +41,7 @@ def load_model(  # noqa: PLR0913  one parameter a setting
 
     With `weights` "u12" a CUDA device that computes in BF16 has its matrices in 12 bits, multiplied
     by plans from `cache` or those shipped. `threads` holds for the whole process. Raises `BadModel`
-    for a folder that cannot be served, `NoDevice` for a device that does not work.
+    for a folder that cannot be served, `NoDevice` for a device that does not work, `BadPlans`.
     """
     began = perf_counter()
     torch.set_num_threads(threads)
@@ -95,4 +95,4 @@ def _parameters(
     except ImportError as error:
         _logger.warning("weights stay in BF16: %s", error)
         return files
-    return PackedWeights(files, device, plans_for(device, cache or Path()))
+    return PackedWeights(files, device, plans_for(device, cache))

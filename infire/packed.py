@@ -40,7 +40,8 @@ class PackedWeights:
         return [Linear(tiles, self._plans.plan(*stacked.shape), self._scratch)]
 
 
-def plans_for(device: torch.device, cache: Path) -> Plans:
+def plans_for(device: torch.device, cache: Path | None) -> Plans:
     """Of this GPU: measured here and kept in `cache`, else shipped, else rules of thumb. Raises
     `BadPlans`."""
-    return find(torch.cuda.get_device_name(device), cache / "plans")
+    folders = [] if cache is None else [cache / "plans"]
+    return find(torch.cuda.get_device_name(device), *folders)

@@ -27,7 +27,7 @@ from rich.table import Table
 from unweight.histogram import NoPlots, bars, draw
 from unweight.safetensors_header import BadFile
 from unweight.samples import LAYERS
-from unweight.stat import Source, Stat, Tensor, Total, measure, of_files, of_layer
+from unweight.stat import Stat, Tensor, Total, measure, of_files, of_layer
 from unweight.writer import (
     Refused,
     check_folder,
@@ -105,7 +105,10 @@ def stat(  # noqa: PLR0913  one parameter a flag
             raise Refused("give one SOURCE, or --synthetic LAYER")
         if synthetic is not None and synthetic not in LAYERS:
             raise Refused(f"--synthetic {synthetic!r} is not one of {', '.join(LAYERS)}")
-        tensors = of_layer(synthetic) if synthetic else _files(source, as_bf16=as_bf16)
+        if source is not None:
+            tensors = of_files(weight_files(source), as_bf16=as_bf16)
+        else:
+            tensors = of_layer(synthetic or "")
         found = measure(
             synthetic or str(source), tensors, threads=threads or _usable(), rounded=as_bf16
         )
@@ -115,11 +118,6 @@ def stat(  # noqa: PLR0913  one parameter a flag
             _show(found, all_tensors=all_tensors)
         if png is not None:
             draw(found.exponents, f"Exponents of {Path(found.source).name}", png)
-
-
-def _files(source: Path | None, *, as_bf16: bool) -> Iterator[Source]:
-    assert source is not None
-    return of_files(weight_files(source), as_bf16=as_bf16)
 
 
 def _show(found: Stat, *, all_tensors: bool) -> None:

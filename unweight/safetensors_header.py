@@ -22,6 +22,7 @@ BITS = {  # of one element of every type that the format has
     "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
 _MAX_ELEMENTS = 1 << 62
+_TOLD = 100  # characters of what may be a header long
 
 
 class BadFile(ValueError):
@@ -161,7 +162,7 @@ def _place(key: str, entry: _Entry, data_bytes: int, name: str) -> Place:
         raise BadHeader(f"{name}: {key} is of type {entry.dtype}, which the format has not")
     num_elements = _num_elements(entry.shape)
     if not all(0 <= n <= _MAX_ELEMENTS for n in (num_elements, *entry.shape)):
-        raise WrongShape(f"{name}: {key} is {entry.shape}")
+        raise WrongShape(f"{name}: {key} is {str(entry.shape)[:_TOLD]}, more than there can be")
     if num_elements * BITS[entry.dtype] != 8 * (end - begin):
         raise WrongShape(f"{name}: {key}, {entry.dtype} {entry.shape}, has {end - begin} bytes")
     return Place(entry.dtype, entry.shape, begin, end)

@@ -57,7 +57,9 @@ def _pieces(shard: Shard, threads: int) -> Iterator[memoryview]:
     most = threads * AHEAD
     sizes = [math.prod((entry.chunk_rows or 0, entry.rows[1])) for entry in shard.entries]
     # As many as can be waiting, and the one that is read: new memory for each costs page faults.
-    buffers = np.empty((most + 1, max(sizes, default=0)), np.uint16)
+    # No more than any tensor has chunks: a vector is one, of any size.
+    chunks = max((entry.num_chunks for entry in shard.entries if entry.compressed), default=0)
+    buffers = np.empty((min(most + 1, chunks), max(sizes, default=0)), np.uint16)
     with ThreadPoolExecutor(threads) as pool:
         for name, size in zip(shard.names, sizes, strict=True):
             entry = shard.entry(name)
