@@ -145,3 +145,7 @@ def named_twice(pairs: Iterable[tuple[str, object]]) -> bytes:
 def left_in(folder: Path) -> list[str]:
     """What is in a folder, hidden or not; nothing if it is not there."""
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from tests.unweight.bundles import (
 from unweight.coder import digest, join, split
 from unweight.reader import NoSuchTensor, Shard, is_bundle
 from unweight.samples import trained_like
+from unweight.source import source_bytes
 from unweight.writer import check_folder, pack_folder, unpack_folder
 
 EVERY = np.arange(1 << 16, dtype=np.uint16)
@@ -349,3 +351,18 @@ def test_metadata_of_the_bundle_is_its_own(tmp_path: Path) -> None:
 def path_head(path: Path) -> bytes:
     content = path.read_bytes()
     return content[8 : 8 + int.from_bytes(content[:8], "little")]
+
+
+def test_a_vector_takes_its_own_size_whatever_the_threads(tmp_path: Path) -> None:
+    """It is one chunk, of which none can be ahead."""
+    size = 1 << 20
+    vector = trained_like(1, size, seed=0)[0]
+    packed = there_and_back(file_of({"v": bf16(vector)}), tmp_path)
+    shard = Shard(packed)
+    tracemalloc.start()
+    try:
+        assert sum(map(len, source_bytes(shard, 16))) == shard.contents.source_bytes
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * 2 * size

@@ -1,40 +1,29 @@
-"""Files that are not what they say: a named error that says where, and nothing half made."""
+"""Headers and metadata that are not what they say: a named error, and nothing half made."""
 
 from __future__ import annotations
 
 import base64
 import json
-import random
-import tracemalloc
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import zstandard
 
 from tests.unweight.bundles import (
     MATRIX,
     RAW,
     SMALL,
     Change,
-    bf16,
-    bundle,
-    by_hand,
     deflated,
     inflated,
-    left_in,
     named_twice,
-    source,
     spoil,
     taken_apart,
     with_header,
 )
+from tests.unweight.hostile import at_most, refused
 from unweight.bundle import BadChecksum, MissingPart, UnknownFormat
-from unweight.coder import encode
 from unweight.reader import Shard
 from unweight.safetensors_header import (
     BadFile,
@@ -45,46 +34,7 @@ from unweight.safetensors_header import (
     WrongOffsets,
     WrongShape,
 )
-from unweight.samples import trained_like
-from unweight.writer import check_folder, pack_folder, unpack_folder
-
-
-@pytest.fixture
-def packed(tmp_path: Path) -> Path:
-    return bundle(tmp_path)
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Path:
-    """One whose matrix is one short chunk."""
-    return bundle(tmp_path, rows=8)
-
-
-def refused(path: Path, kind: type[BadFile], *words: str) -> None:
-    """Unpacking and checking both raise it, of the file, and leave nothing."""
-    target = path.parent / "out"
-    for attempt in (
-        lambda: unpack_folder(path, target / "again.safetensors", threads=2),
-        lambda: check_folder(path, threads=1),
-    ):
-        with pytest.raises(BadFile) as caught:
-            attempt()
-        assert type(caught.value) is kind, repr(caught.value)
-        for word in (path.name, *words):
-            assert word in str(caught.value)
-    assert left_in(target) == []
-
-
-@contextmanager
-def at_most(num_bytes: int) -> Iterator[None]:
-    """That no more is asked of memory at any time."""
-    tracemalloc.start()
-    try:
-        yield
-        assert tracemalloc.get_traced_memory()[1] < num_bytes
-    finally:
-        tracemalloc.stop()
-
+from unweight.writer import check_folder, unpack_folder
 
 # --- cut short, and other headers ----------------------------------------------------------------
 
@@ -388,239 +338,3 @@ def test_a_tensor_of_nothing_is_not_in_parts(small: Path) -> None:
 
     spoil(small, change)
     refused(small, BadHeader, "none")
-
-
-# --- what is in the parts ------------------------------------------------------------------------
-
-
-def in_part(part: str, at: int, bits: int) -> Change:
-    def change(head: dict[str, Any], data: bytearray) -> None:
-        begin, end = head[f"{MATRIX}.{part}"]["data_offsets"]
-        data[begin + at % (end - begin)] ^= bits
-
-    return change
-
-
-@pytest.mark.parametrize("bits", [1, 0x80])
-@pytest.mark.parametrize(
-    ("part", "at"),
-    [
-        ("sm", 0), ("sm", 150_000), ("sm", -1), ("exp", 0), ("exp", 40), ("exp", 60_000),
-        ("exp", -1), ("xxh3", 0), ("xxh3", 9), ("xxh3", -1),
-    ],
-)  # fmt: skip
-def test_a_bit_that_flipped(packed: Path, part: str, at: int, bits: int) -> None:
-    spoil(packed, in_part(part, at, bits))
-    refused(packed, BadChecksum, MATRIX)
-
-
-def test_a_bit_that_flipped_in_what_is_stored_as_it_was(packed: Path) -> None:
-    def change(head: dict[str, Any], data: bytearray) -> None:
-        data[head[SMALL]["data_offsets"][0]] ^= 1
-
-    spoil(packed, change)
-    refused(packed, BadChecksum, "not what was packed")
-
-
-@pytest.mark.parametrize(
-    ("which", "value"), [(0, 1), (1, 1 << 60), (1, 0), (2, 5), (3, 0), (3, 1 << 63), (1, -1)]
-)
-def test_frames_that_lie_elsewhere(packed: Path, which: int, value: int) -> None:
-    def change(head: dict[str, Any], data: bytearray) -> None:
-        begin, end = head[f"{MATRIX}.exp_off"]["data_offsets"]
-        offsets = np.frombuffer(bytes(data[begin:end]), "<u8").copy()
-        offsets[which] = np.uint64(value % (1 << 64))
-        data[begin:end] = offsets.tobytes()
-
-    spoil(packed, change)
-    refused(packed, WrongOffsets, MATRIX)
-
-
-def test_any_bit_of_where_frames_lie(packed: Path) -> None:
-    """Those that still rise are of frames cut short, and with the start of another."""
-    whole = packed.read_bytes()
-    head, data = taken_apart(whole)
-    begin, end = head[f"{MATRIX}.exp_off"]["data_offsets"]
-    start = len(whole) - len(data)
-    kinds = []
-    for bit in range(8 * (end - begin)):
-        changed = bytearray(whole)
-        changed[start + begin + bit // 8] ^= 1 << bit % 8
-        packed.write_bytes(changed)
-        with pytest.raises((WrongOffsets, BadChecksum), match=MATRIX) as caught:
-            Shard(packed).bits(MATRIX)
-        kinds.append(caught.type)
-    assert 0 < kinds.count(BadChecksum) < 40 < kinds.count(WrongOffsets)
-
-
-@pytest.mark.parametrize("size", [0, 1, 128 * 1024 - 1, 1 << 30])
-def test_a_frame_that_would_fill_memory(packed: Path, size: int) -> None:
-    """It says how much it holds, and is not decoded if that is not the chunk."""
-    frame = encode(np.zeros(min(size, 1 << 24), np.uint8))
-    if size == 1 << 30:  # the size field says so, whatever follows
-        frame = b"\x28\xb5\x2f\xfd\xa4" + size.to_bytes(4, "little") + frame[9:]
-
-    def change(head: dict[str, Any], data: bytearray) -> None:
-        begin, _ = head[f"{MATRIX}.exp"]["data_offsets"]
-        data[begin : begin + len(frame)] = frame
-
-    spoil(packed, change)
-    with at_most(8_000_000):
-        refused(packed, BadChecksum, MATRIX)
-
-
-def coded_as(frame: bytes, tmp_path: Path) -> Path:
-    """A bundle whose matrix has that frame."""
-    path = tmp_path / "bundle.safetensors"
-    tensors = {MATRIX: bf16(trained_like(8, 1024, seed=1))}
-    path.write_bytes(by_hand(tensors, {MATRIX: 8}, lambda _: frame))
-    return path
-
-
-@pytest.mark.parametrize("size", [70_001, 1 << 28])
-def test_a_frame_that_holds_more_than_it_says(tmp_path: Path, size: int) -> None:
-    """It says 8,192 in the four bytes that are for it."""
-    inflating = zstandard.ZstdCompressor().compressobj(size=size)
-    pieces = [min(1 << 20, size - start) for start in range(0, size, 1 << 20)]
-    frame = b"".join(inflating.compress(bytes(piece)) for piece in pieces) + inflating.flush()
-    at = frame.index(size.to_bytes(4, "little"))
-    assert len(frame) < 20_000
-    frame = frame[:at] + (8192).to_bytes(4, "little") + frame[at + 4 :]
-    path = coded_as(frame, tmp_path)
-    with at_most(2_000_000):
-        refused(path, BadChecksum, MATRIX, "chunk 0")
-
-
-@pytest.mark.parametrize(
-    "frame",
-    [
-        b"x", bytes(100), (0x184D2A50).to_bytes(4, "little") + (8192).to_bytes(4, "little"),
-        (0x184D2A50).to_bytes(4, "little") + (8192).to_bytes(4, "little") + bytes(8192),
-        zstandard.ZstdCompressor(write_content_size=False).compress(bytes(8192)),
-        zstandard.compress(bytes(8192)), zstandard.compress(bytes(8191)), zstandard.compress(b""),
-    ],
-    ids=["x", "zeros", "skipped, cut", "skipped", "no size", "others", "one less", "none"],
-)  # fmt: skip
-def test_what_is_no_frame(tmp_path: Path, frame: bytes) -> None:
-    refused(coded_as(frame, tmp_path), BadChecksum, MATRIX, "chunk 0")
-
-
-# --- at random -----------------------------------------------------------------------------------
-
-
-def test_whatever_is_done_to_it_it_is_the_source_or_an_error(tmp_path: Path) -> None:
-    path = bundle(tmp_path)
-    whole, expected = path.read_bytes(), (tmp_path / "plain.safetensors").read_bytes()
-    start = 8 + int.from_bytes(whole[:8], "little")
-    rng = random.Random(3)
-    errors = 0
-    for n in range(400):
-        content = bytearray(whole)
-        for _ in range(rng.choice([1, 1, 2, 8])):
-            # Half of the time in the header, which is a hundredth of the file.
-            at = rng.randrange(start) if rng.random() < 0.5 else rng.randrange(len(content))
-            content[at] = rng.choice([content[at] ^ 1 << rng.randrange(8), rng.randrange(256)])
-        if rng.random() < 0.1:
-            del content[rng.randrange(len(content)) :]
-        path.write_bytes(content)
-        target = tmp_path / f"{n}.safetensors"
-        try:
-            unpack_folder(path, target, threads=1)
-        except BadFile:
-            errors += 1
-            assert not target.exists()
-        else:
-            assert target.read_bytes() == expected
-    assert errors > 300
-    assert not list(tmp_path.glob(".*"))
-
-
-NUMBERS = (-1, 0, 1, 2, 7, 8, 128, 1024, 8192, 1 << 31, 1 << 32, 1 << 53, (1 << 64) - 1, 1 << 70)
-VALUES = (None, "", "x", [], {}, 0.5, True, *NUMBERS)
-
-
-def twisted(value: Any, rng: random.Random) -> Any:
-    """JSON with one place of it another."""
-    if isinstance(value, dict) and value and rng.random() < 0.95:
-        key = rng.choice(list(value))
-        if rng.random() < 0.15:
-            rest = {k: v for k, v in value.items() if k != key}
-            return rest if rng.random() < 0.5 else rest | {rng.choice(["x", *value]): value[key]}
-        return value | {key: twisted(value[key], rng)}
-    if isinstance(value, list) and value and rng.random() < 0.9:
-        at = rng.randrange(len(value))
-        return [*value[:at], twisted(value[at], rng), *value[at + 1 :]]
-    if isinstance(value, int) and rng.random() < 0.8:
-        return rng.choice([value + 1, value - 1, value + 8, 2 * value, *NUMBERS])
-    return rng.choice(VALUES)
-
-
-def twist(path: Path, rng: random.Random) -> None:
-    """Change one thing that a bundle says: in its header, in the source's, or of the coded."""
-
-    def change(head: dict[str, Any], _: bytearray) -> None:
-        about, where = head["__metadata__"], rng.randrange(4)
-        if where == 0:
-            about["tensors"] = json.dumps(twisted(json.loads(about["tensors"]), rng))
-        elif where == 1:
-            inner, _ = taken_apart(inflated(about["header"]))
-            about["header"] = deflated(with_header(twisted(inner, rng), b""))
-        else:
-            changed = twisted(head, rng)
-            head.clear()
-            head.update(changed if isinstance(changed, dict) else {"x": changed})
-
-    spoil(path, change)
-
-
-def test_whatever_it_says_it_is_the_source_or_an_error(small: Path) -> None:
-    """And an engine, which decodes by tensor and not the whole, meets no other error."""
-    whole, expected = small.read_bytes(), small.with_name("plain.safetensors").read_bytes()
-    rng, errors = random.Random(6), list[str]()
-    target = small.parent / "out" / "again"
-    for _ in range(600):
-        small.write_bytes(whole)
-        twist(small, rng)
-        try:
-            shard = Shard(small)
-            for name in shard.names:
-                if shard.entry(name).dtype == "BF16":
-                    shard.bits(name, threads=2)
-            unpack_folder(small, target, threads=2)
-        except BadFile as error:
-            errors.append(str(error))
-        else:
-            assert target.read_bytes() == expected
-            target.unlink()
-        assert left_in(target.parent) == []
-    assert 400 < len(errors) < 600
-    assert all(error.startswith(f"{small}") for error in errors)
-
-
-def test_whatever_a_source_says_it_is_packed_or_an_error(tmp_path: Path) -> None:
-    plain, packed = tmp_path / "plain.safetensors", tmp_path / "packed.safetensors"
-    head, data = taken_apart(source(plain, rows=8))
-    rng, errors = random.Random(7), list[str]()
-    for _ in range(300):
-        plain.write_bytes(with_header(json.dumps(twisted(head, rng)).encode(), data))
-        try:
-            pack_folder(plain, packed, threads=1)
-        except BadFile as error:
-            errors.append(str(error))
-        else:
-            unpack_folder(packed, tmp_path / "again", threads=1)
-            assert (tmp_path / "again").read_bytes() == plain.read_bytes()
-            packed.unlink()
-            (tmp_path / "again").unlink()
-        assert left_in(tmp_path) == [plain.name]
-    assert 200 < len(errors) < 300
-    assert all(error.startswith(f"{plain}: ") for error in errors)
-
-
-def test_what_is_no_safetensors_file_is_not_packed(tmp_path: Path) -> None:
-    path = tmp_path / "x.safetensors"
-    for content in (b"", b"hello", json.dumps({}).encode()):
-        path.write_bytes(content)
-        with pytest.raises(BadFile, match=r"x\.safetensors"):
-            pack_folder(path, tmp_path / "y.safetensors", threads=1)
-        assert not (tmp_path / "y.safetensors").exists()
