@@ -94,15 +94,13 @@ class Passage:
                 await self._relay(decode, Resume(request, prefilled))
 
     async def _go_again(self, failure: Failure) -> None:
-        """One more try, without the worker that failed; `failure` stands if there is no other."""
+        """One more try, on another worker; `failure` stands if none can."""
         self.second_try = failure
         if reason := self._over():
             self._finish(reason)
             return
-        ready = self._pool.candidates(excluding={self._asked})
-        begun = len(self.ids) > len(self.request.generated_ids)
         try:
-            placement = (place_whole if begun else place)(ready, self.request)
+            placement = self._other_placement()
         except Failure:
             raise failure from None
         log(
@@ -115,6 +113,16 @@ class Passage:
             output_tokens=len(self.ids),
         )
         await self._go(placement)
+
+    def _other_placement(self) -> Placement:
+        """Without the worker that failed, if possible. Raises Failure.
+
+        A decode worker that could not collect is well itself, and may be all that is left.
+        """
+        others = self._pool.candidates(excluding={self._asked})
+        if len(self.ids) == len(self.request.generated_ids):
+            return place(others, self.request)
+        return place_whole(others or self._pool.candidates(), self.request)
 
     async def _prefill(self, worker: str, request: wire.Generate, held: ExitStack) -> Prefilled:
         """The worker's answer; from then on `held` keeps the KV there until it is collected."""
