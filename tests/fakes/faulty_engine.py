@@ -1,0 +1,52 @@
+"""A counting engine with one fault, for tests of what the rest of a region makes of it.
+
+    faulty_engine.py [--poison ID] [--slow-load-s S] <flags of counting_engine.py>
+
+A step that is given the token ID raises, as a device that is out of memory does. Loading takes S
+seconds longer. Every start adds a line to the file named by `--starts`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence as Seq
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from infire.plan import RowResult, StepPlan
+from tests.fakes import counting_engine
+from tests.fakes.runner import CountingRunner
+
+
+class PoisonedRunner(CountingRunner):
+    """Counts, until it is given the one id that it cannot take."""
+
+    poison = -1
+
+    def run(self, plan: StepPlan) -> Seq[RowResult]:
+        if any(self.poison in opened.token_ids for opened in plan.opens):
+            raise MemoryError("out of memory in a step")
+        return super().run(plan)
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser()
+    flags.add_argument("--poison", type=int, default=-1)
+    flags.add_argument("--slow-load-s", type=float, default=0.0)
+    flags.add_argument("--starts", type=Path)
+    mine, rest = flags.parse_known_args()
+    if mine.starts:
+        with mine.starts.open("a") as file:
+            file.write("start\n")
+    time.sleep(mine.slow_load_s)
+    PoisonedRunner.poison = mine.poison
+    counting_engine.CountingRunner = PoisonedRunner
+    sys.argv[1:] = rest
+    counting_engine.main()
+
+
+if __name__ == "__main__":
+    main()
