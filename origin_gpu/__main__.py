@@ -96,6 +96,9 @@ def worker(  # noqa: PLR0913  one parameter a flag
     max_running: Annotated[int, typer.Option(help="Sequences a step serves.", min=1)] = 64,
     max_waiting: Annotated[int, typer.Option(help="Queued before refusing.", min=1)] = 256,
     lease_s: Annotated[float, typer.Option(help="KV nobody collects lasts this long.")] = 30.0,
+    stuck_s: Annotated[
+        float, typer.Option(help="An engine silent for so long is started anew.", min=1.0)
+    ] = 60.0,
     threads: Annotated[int, typer.Option(help="Of the engine on a CPU.", min=1)] = (
         os.cpu_count() or 1
     ),
@@ -134,6 +137,7 @@ def worker(  # noqa: PLR0913  one parameter a flag
             max_running=max_running,
             max_waiting=max_waiting,
             lease_s=lease_s,
+            stuck_s=stuck_s,
             threads=threads,
             kv_ways=ways,
         )

@@ -37,12 +37,13 @@ from infire.notes import (
 from infire.request import Step
 from origin_gpu.engine_process import EngineLost, EngineSocket, engine_process
 from routing.errors import Code, Failure
-from routing.link_flow import Wake
+from routing.link_flow import Patience, Wake
 from routing.logs import log
 
 logger = logging.getLogger(__name__)
 
-FRESH_S = 5.0  # an engine that has said nothing for longer is stuck: it beats once a second
+FRESH_S = 5.0  # an engine that has said nothing for longer gets no work: it beats once a second
+STUCK_S = 60.0  # and one that still says nothing is ended, and another started
 MOST_RESTARTS, WITHIN_S = 5, 60.0  # one that needs more in so long is given up
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 4.0  # before it is started again
 RETRY_AFTER_S = 1.0
@@ -110,7 +111,7 @@ class Run:
 class EngineLink:
     """One engine after another, should one end; at most one at a time."""
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], *, stuck_s: float = STUCK_S) -> None:
         self.hello: Hello | None = None  # None: not up
         self.gauges = Gauges(step=0)
         self.epoch = ""  # of its life
@@ -118,6 +119,7 @@ class EngineLink:
         self.num_starts = 0
         self.listeners: set[Wake] = set()  # set at once for what `_told` says
         self._command = tuple(command)
+        self._stuck_s = stuck_s
         self._heard_at = 0.0
         self._ever_up = False
         self._runs: dict[str, Run] = {}
@@ -185,13 +187,28 @@ class EngineLink:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._write, sock)
                 try:
-                    await self._read(sock)
+                    with anyio.CancelScope() as reading:
+                        tasks.start_soon(self._watch, reading)
+                        await self._read(sock)
+                    lost = EngineLost(f"it has said nothing for {self._stuck_s:g} s")
                 except EngineLost as exc:  # raised below: in here, it would come out in a group
                     lost = exc
                 tasks.cancel_scope.cancel()
         finally:
             self._lose(lost)
         raise lost
+
+    async def _watch(self, reading: anyio.CancelScope) -> None:
+        """Have the reading end once an engine that was up has said nothing for too long."""
+        period_s = self._stuck_s / 8
+        patience = Patience(self._stuck_s, period_s)
+        heard_at = self._heard_at
+        while self.hello is None or heard_at != self._heard_at or not patience.lost():
+            if self.hello is None or heard_at != self._heard_at:
+                patience.sign()
+            heard_at = self._heard_at
+            await anyio.sleep(period_s)
+        reading.cancel()
 
     async def _write(self, sock: EngineSocket) -> None:
         """One frame for all notes of a tick."""

@@ -53,6 +53,7 @@ class WorkerSettings:
     max_running: int = 64  # sequences a step serves
     max_waiting: int = 256  # requests queued before more are refused
     lease_s: float = 30.0  # after which computed KV that nobody collects is dropped
+    stuck_s: float = 60.0  # an engine that says nothing for so long is started anew
     threads: int = 1  # of the engine on a CPU
     kv_ways: tuple[KVWay, ...] = ("shared",)  # that KV may go, best first; over TCP it always may
 
