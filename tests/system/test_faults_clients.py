@@ -1,0 +1,165 @@
+"""Clients that leave, come in masses, or stop reading."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import anyio
+import httpx2
+import msgspec
+import pytest
+
+from tests.system.faults import PATIENCE_S, Heard, hear, metric, nothing_in_flight, wait_metric
+from tests.system.world import Shape, World, counted, world
+
+pytestmark = pytest.mark.system
+WORKERS = ("weur-prefill", "weur-decode")
+ENDED = "edgefire_edge_requests_total"
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+async def test_a_client_that_leaves_is_counted_once_and_its_work_ends(
+    tmp_path: Path, phase: str, stream: bool
+) -> None:
+    """Case 13: the socket closed before the first token and amid them; a few steps later nobody
+    computes, and every gauge on the way is back."""
+    shape = Shape(step_s=0.05, worker_flags=("--max-step-tokens", "64"))
+    prompt = "A" * 6 * 64 + "!" if phase == "prefill" else "!"
+    async with world(tmp_path, shape) as w:
+        before = "weur-prefill" if phase == "prefill" else "weur-decode"
+        async with anyio.create_task_group() as tasks:
+            ask = hear if stream else whole
+            tasks.start_soon(ask, w, Heard(), prompt, 80)
+            with anyio.fail_after(PATIENCE_S):
+                while not await metric(w, before, "edgefire_engine_running"):
+                    await anyio.sleep(0.002)
+            tasks.cancel_scope.cancel()
+        left = await steps(w)
+        await w.settled(*WORKERS)
+        assert await steps(w) - left <= 2 * 5  # at most what was under way at both, and a word
+        await nothing_in_flight(w)
+        assert await metric(w, "edge", ENDED) == 1
+        assert await metric(w, "edge", ENDED, outcome="hung_up") == 1
+        assert await metric(w, "weur-front", "edgefire_front_requests_total") == 1
+        assert (
+            await metric(w, "weur-front", "edgefire_front_requests_total", outcome="aborted") == 1
+        )
+
+
+async def whole(w: World, heard: Heard, prompt: str, max_tokens: int) -> None:
+    heard.status = (await w.raw(prompt, max_tokens)).status_code
+
+
+async def steps(w: World) -> float:
+    names = ("edgefire_engine_output_tokens_total", "edgefire_engine_prompt_tokens_computed_total")
+    output, prompt = [sum([await metric(w, it, name) for it in WORKERS]) for name in names]
+    return output + prompt / 64
+
+
+@pytest.mark.parametrize(
+    "num_requests",
+    [2000, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])],
+)
+async def test_cancel_churn_leaks_no_slot(tmp_path: Path, num_requests: int) -> None:
+    """Case 15: requests given up after random short times, 10 at a time; then all is as before."""
+    shape = Shape(step_s=0.001, worker_flags=("--kv-tokens", "65536"))
+    async with world(tmp_path, shape) as w:
+        chance = random.Random(15)
+        patience_s = iter([chance.uniform(0.0, 0.03) for _ in range(num_requests)])
+        kinds = iter([chance.random() < 0.5 for _ in range(num_requests)])
+
+        async def give_up_again_and_again() -> None:
+            async with httpx2.AsyncClient(timeout=60, trust_env=False) as client:
+                for limit_s in patience_s:
+                    body = {"prompt": "!", "raw": True, "max_tokens": 20, "stream": next(kinds)}
+                    with anyio.move_on_after(limit_s):
+                        await client.post(w.run_url(), json=body, headers=w.headers())
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(10):
+                tasks.start_soon(give_up_again_and_again)
+        await nothing_in_flight(w)
+        await w.settled(*WORKERS)
+        assert await metric(w, "edge", ENDED, outcome="hung_up") > num_requests / 10
+        async with httpx2.AsyncClient(timeout=PATIENCE_S, trust_env=False) as client:
+            body = {"prompt": "A", "raw": True, "max_tokens": 5}
+            for _ in range(20):
+                answer = await client.post(w.run_url(), json=body, headers=w.headers())
+                assert answer.json()["result"]["response"] == "BCDEF"
+        await w.settled(*WORKERS)
+        assert await metric(w, "edge", "edgefire_edge_failed_tries_total") == 0
+
+
+async def test_a_reader_that_stops_holds_up_nobody(tmp_path: Path) -> None:
+    """Case 16: 20 clients that never read; a neighbour's answer comes, the memory of the edge is
+    bounded, and when they are gone nothing is left."""
+    flags = ("--kv-tokens", "262144", "--max-step-tokens", "4096")
+    async with world(tmp_path, Shape(worker_flags=flags)) as w:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(20):
+                await tasks.start(never_read, w)
+            for _ in range(10):
+                heard = Heard()
+                with anyio.fail_after(PATIENCE_S):
+                    await hear(w, heard, "!", 60)
+                assert (heard.text, heard.num_done) == (counted("!", 60), 1)
+            tasks.cancel_scope.cancel()
+        await nothing_in_flight(w)
+        await w.settled(*WORKERS, within_s=PATIENCE_S)
+
+
+async def never_read(
+    w: World, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+) -> None:
+    """Ask for a stream of 8,000 tokens, and take what a small socket buffer takes of it."""
+    async with connection(w) as stream:
+        fields = {"prompt": "!", "raw": True, "max_tokens": 8000, "stream": True}
+        body = msgspec.json.encode(fields | {"ignore_eos": True})
+        lines = [f"POST {urlsplit(w.run_url()).path} HTTP/1.1", "host: edge"]
+        lines += [f"{name}: {value}" for name, value in w.headers().items()]
+        lines += [f"content-length: {len(body)}", "", ""]
+        await stream.send("\r\n".join(lines).encode() + body)
+        task_status.started()
+        await anyio.sleep_forever()
+
+
+@asynccontextmanager
+async def connection(w: World) -> AsyncIterator[anyio.abc.SocketStream]:
+    """To the edge, with as small a receive buffer as there is."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    parts = urlsplit(w.edge.url)
+    sock.connect((parts.hostname, parts.port))
+    async with await anyio.abc.SocketStream.from_socket(sock) as stream:
+        yield stream
+
+
+async def test_gauges_are_back_after_a_mixed_crowd(tmp_path: Path) -> None:
+    """Case 13: clients that stay and clients that leave, at once: who stays has the right text."""
+    flags = ("--kv-tokens", "65536")
+    async with world(tmp_path, Shape(step_s=0.005, worker_flags=flags)) as w:
+        stay = [Heard() for _ in range(30)]
+
+        async def leave(after: int) -> None:
+            heard = Heard()
+            async with anyio.create_task_group() as group:
+                group.start_soon(hear, w, heard, "!", 90)
+                await heard.until(after)
+                group.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            for n, heard in enumerate(stay):
+                tasks.start_soon(hear, w, heard, chr(33 + n), 60)
+                tasks.start_soon(leave, n + 1)
+        for n, heard in enumerate(stay):
+            assert (heard.text, heard.num_done) == (counted(chr(33 + n), 60), 1)
+        await nothing_in_flight(w)
+        await w.settled(*WORKERS)
+        await wait_metric(w, "edge", ENDED, 30, outcome="ok")
+        assert await metric(w, "edge", ENDED) == 60
