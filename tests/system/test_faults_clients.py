@@ -22,38 +22,40 @@ WORKERS = ("weur-prefill", "weur-decode")
 ENDED = "edgefire_edge_requests_total"
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("phase", ["prefill", "decode"])
-async def test_a_client_that_leaves_is_counted_once_and_its_work_ends(
-    tmp_path: Path, phase: str, stream: bool
-) -> None:
+async def test_a_client_that_leaves_is_counted_once_and_its_work_ends(tmp_path: Path) -> None:
     """Case 13: the socket closed before the first token and amid them; a few steps later nobody
     computes, and every gauge on the way is back."""
     shape = Shape(step_s=0.05, worker_flags=("--max-step-tokens", "64"))
-    prompt = "A" * 6 * 64 + "!" if phase == "prefill" else "!"
     async with world(tmp_path, shape) as w:
-        before = "weur-prefill" if phase == "prefill" else "weur-decode"
-        async with anyio.create_task_group() as tasks:
-            ask = hear if stream else whole
-            tasks.start_soon(ask, w, Heard(), prompt, 80)
-            with anyio.fail_after(PATIENCE_S):
-                while not await metric(w, before, "edgefire_engine_running"):
-                    await anyio.sleep(0.002)
-            tasks.cancel_scope.cancel()
-        left = await steps(w)
-        await w.settled(*WORKERS)
-        assert await steps(w) - left <= 2 * 5  # at most what was under way at both, and a word
-        await nothing_in_flight(w)
-        assert await metric(w, "edge", ENDED) == 1
-        assert await metric(w, "edge", ENDED, outcome="hung_up") == 1
-        assert await metric(w, "weur-front", "edgefire_front_requests_total") == 1
-        assert (
-            await metric(w, "weur-front", "edgefire_front_requests_total", outcome="aborted") == 1
-        )
+        for count, (ask, busy, prompt) in enumerate(PHASES, start=1):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ask, w, Heard(), prompt, 80)
+                with anyio.fail_after(PATIENCE_S):
+                    while not await metric(w, busy, "edgefire_engine_running"):
+                        await anyio.sleep(0.002)
+                tasks.cancel_scope.cancel()
+            left = await steps(w)
+            await w.settled(*WORKERS)
+            assert await steps(w) - left <= 2 * 5  # what was under way at both, and a word
+            await nothing_in_flight(w)
+            assert await metric(w, "edge", ENDED, outcome="hung_up") == count
+            assert await metric(w, "edge", ENDED) == count
+            front = "edgefire_front_requests_total"
+            assert await metric(w, "weur-front", front, outcome="aborted") == count
+            assert await metric(w, "weur-front", front) == count
 
 
 async def whole(w: World, heard: Heard, prompt: str, max_tokens: int) -> None:
     heard.status = (await w.raw(prompt, max_tokens)).status_code
+
+
+LONG = "A" * 6 * 64 + "!"  # prefilled in seven steps
+PHASES = [
+    (hear, "weur-prefill", LONG),
+    (whole, "weur-prefill", LONG),
+    (hear, "weur-decode", "!"),
+    (whole, "weur-decode", "!"),
+]
 
 
 async def steps(w: World) -> float:
@@ -64,7 +66,7 @@ async def steps(w: World) -> float:
 
 @pytest.mark.parametrize(
     "num_requests",
-    [2000, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])],
+    [1000, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])],
 )
 async def test_cancel_churn_leaks_no_slot(tmp_path: Path, num_requests: int) -> None:
     """Case 15: requests given up after random short times, 10 at a time; then all is as before."""

@@ -16,17 +16,13 @@ MAX_RUNNING, MAX_WAITING = 4, 8
 TAKEN = MAX_RUNNING + MAX_WAITING  # by each worker, about: reports lag a little
 
 
-@pytest.mark.parametrize("roles", [("both",), ("prefill", "decode")], ids=["whole", "split"])
-async def test_overload_is_refused_and_what_is_admitted_is_right(
-    tmp_path: Path, roles: tuple[str, ...]
-) -> None:
+async def test_overload_is_refused_and_what_is_admitted_is_right(tmp_path: Path) -> None:
     """Case 19: 429 with a time for what the queue does not hold, at once; who is admitted has the
     whole answer; nothing is tried again and again; and then all is as before."""
     flags = ("--max-running", str(MAX_RUNNING), "--max-waiting", str(MAX_WAITING))
-    names = [f"weur-{role}" for role in roles]
-    async with world(tmp_path, Shape(roles=roles, step_s=0.01, worker_flags=flags)) as w:
+    async with world(tmp_path, Shape(step_s=0.01, worker_flags=flags)) as w:
         codes: Counter[int] = Counter()
-        num_asked = 3 * TAKEN * len(roles)
+        num_asked = 3 * 2 * TAKEN
 
         async def ask() -> None:
             answer = await w.raw("!", 40)
@@ -48,7 +44,7 @@ async def test_overload_is_refused_and_what_is_admitted_is_right(
         assert asked <= 2 * num_asked  # no storm: a refusal is final where there is one region
         for _ in range(5):
             assert (await w.raw("A", 5)).json()["result"]["response"] == "BCDEF"
-        await w.settled(*names)
+        await w.settled("weur-prefill", "weur-decode")
         await nothing_in_flight(w)
 
 

@@ -25,14 +25,10 @@ TIGHT = ("--kv-tokens", str(BLOCK * 10), "--max-running", "16")
 MOST_PREEMPTIONS = 20  # of one request: each begins again with all it has made
 
 
-@pytest.mark.parametrize("roles", [("both",), ("prefill", "decode")], ids=["whole", "split"])
-async def test_what_can_never_fit_is_refused_at_once(
-    tmp_path: Path, roles: tuple[str, ...]
-) -> None:
+async def test_what_can_never_fit_is_refused_at_once(tmp_path: Path) -> None:
     """Case 10: in a pool of 256 tokens, under a window of 8192; who queues behind it goes on."""
     flags = ("--kv-tokens", "256", "--max-running", "1")
-    names = [f"weur-{role}" for role in roles]
-    async with world(tmp_path, Shape(roles=roles, step_s=0.01, worker_flags=flags)) as w:
+    async with world(tmp_path, Shape(step_s=0.01, worker_flags=flags)) as w:
         ahead, behind = Heard(), Heard()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(hear, w, ahead, "!", 60)
@@ -45,7 +41,7 @@ async def test_what_can_never_fit_is_refused_at_once(
         longest = await w.raw("A" * 200, 4000)  # as much as fits, and no more
         assert longest.status_code == 200
         assert longest.json()["result"]["usage"]["total_tokens"] <= 256
-        await w.settled(*names)
+        await w.settled("weur-prefill", "weur-decode")
         await nothing_in_flight(w)
 
 

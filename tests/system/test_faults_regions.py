@@ -31,7 +31,7 @@ async def test_a_connection_cut_again_and_again_in_mid_stream(
     """Case 14: cut after so many bytes, wherever that is in a frame: the stream is whole, once."""
     shape = Shape(regions=regions, step_s=0.01)
     async with world_over(tmp_path, shape) as (w, net):
-        for num_bytes in range(1, 400, 99):
+        for num_bytes in (60, 333):
             heard = Heard()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(hear, w, heard, "!", 60)
@@ -41,7 +41,7 @@ async def test_a_connection_cut_again_and_again_in_mid_stream(
             assert heard.usage["completion_tokens"] == 60
             net.back = 1 << 60
             await first_choice(w)
-        assert net.num_cuts > 2
+        assert net.num_cuts >= 2
         for name in regions:
             await w.settled(f"{name}-prefill", f"{name}-decode")
             await nothing_in_flight(w, name)
@@ -61,6 +61,11 @@ async def test_a_stream_that_nobody_goes_on_with_ends_in_an_error(tmp_path: Path
         assert counted("!", 60).startswith(heard.text)
         await w.settled("weur-prefill", "weur-decode")
         await nothing_in_flight(w)
+        for _ in range(10):  # case 22: and who comes now is told at once when to come back
+            with anyio.fail_after(PATIENCE_S):
+                refused = await w.raw("A", 5)
+            assert await status_of(refused) == (503, 7009)
+            assert int(refused.headers["retry-after"]) >= 1
         net.down = False
         await first_choice(w)
         assert (await w.raw("A", 5)).json()["result"]["response"] == "BCDEF"
@@ -108,25 +113,6 @@ async def test_a_region_that_says_nothing_is_worked_around(tmp_path: Path) -> No
         for name in BOTH:
             await w.settled(f"{name}-prefill", f"{name}-decode", within_s=PATIENCE_S)
             await nothing_in_flight(w, name)
-
-
-async def test_when_every_region_is_gone_clients_are_told_when_to_come_back(
-    tmp_path: Path,
-) -> None:
-    """Case 22: 503 with a time, at once; and service again without a word from anyone."""
-    async with world_over(tmp_path, Shape()) as (w, net):
-        await first_choice(w)
-        net.down = True
-        net.cut()
-        for _ in range(10):
-            with anyio.fail_after(PATIENCE_S):
-                refused = await w.raw("A", 5)
-            assert await status_of(refused) == (503, 7009)
-            assert int(refused.headers["retry-after"]) >= 1
-        net.down = False
-        await first_choice(w)
-        await w.settled("weur-prefill", "weur-decode")
-        await nothing_in_flight(w)
 
 
 async def served_by(w: World) -> str:
