@@ -85,8 +85,11 @@ async def test_leaving_while_preempted_or_queued_frees_everything(tmp_path: Path
             with anyio.fail_after(PATIENCE_S):
                 while (await w.worker("weur-both")).in_flight > 1:
                     await anyio.sleep(0.005)
+            made = await metric(w, "weur-both", "edgefire_engine_output_tokens_total")
         assert (stays.text, stays.num_done) == (counted("!", LONG), 1)
         await w.settled("weur-both")
+        made = await metric(w, "weur-both", "edgefire_engine_output_tokens_total") - made
+        assert made <= LONG + 12 * 5  # of who stays, and a few steps of those who left
         await nothing_in_flight(w)
 
 
