@@ -65,6 +65,7 @@ class Settings:
     threads: int  # on CPU
     weights: str  # u12 or bf16: how matrices lie in memory, of a CPU or of a CUDA device
     max_draft_ids: int  # 0: no speculation
+    prefix_cache: bool  # whether sequences that begin alike share KV
     cache_dir: Path  # compiled kernels, packed weights: may be deleted
 
 
@@ -99,6 +100,9 @@ def serve(  # noqa: PLR0913  one parameter a flag
     max_draft_ids: Annotated[
         int, typer.Option(min=0, help="Ids guessed from the prompt and verified in a pass; 0: none")
     ] = Limits().max_draft_ids,
+    prefix_cache: Annotated[
+        bool, typer.Option(help="Share the KV of prompts that begin alike.")
+    ] = True,
     cache_dir: Annotated[
         Path | None, typer.Option(help="Compiled kernels, packed weights.", show_default=False)
     ] = None,
@@ -117,6 +121,7 @@ def serve(  # noqa: PLR0913  one parameter a flag
         threads=threads or usable_cpus(),
         weights=weights.value,
         max_draft_ids=max_draft_ids,
+        prefix_cache=prefix_cache,
         cache_dir=cache_dir or default_cache(os.environ),
     )
     for name, value in _IDLE_QUIETLY.items():
@@ -188,9 +193,12 @@ def load(settings: Settings) -> tuple[Hello, Engine]:
         context_window=loaded.context_window,
         vocab_size=loaded.vocab_size,
         max_draft_ids=settings.max_draft_ids,
+        prefix_cache=settings.prefix_cache,
     )
     pools = [BlockPool(count) for count in loaded.num_blocks]
-    scheduler = Scheduler(pools, loaded.layout.groups, limits)
+    scheduler = Scheduler(
+        pools, loaded.layout.groups, limits, model_digest=loaded.layout.model_digest
+    )
     hello = Hello(
         model=settings.model,
         model_digest=loaded.model_digest,

@@ -30,6 +30,7 @@ class Limits:
     max_drafted_tokens: int = 16
     context_window: int | None = None  # tokens of one sequence, prompt and output
     vocab_size: int | None = None
+    prefix_cache: bool = True  # sequences that begin alike share KV blocks
 
 
 def admit(seq: Sequence, *, num_adopted: int, longest: int, vocab_size: int | None) -> None:

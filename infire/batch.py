@@ -47,6 +47,11 @@ class BlockTables:
         ]
         self._lengths = np.zeros((len(groups), num_slots), np.int64)
 
+    @property
+    def arrays(self) -> list[NDArray[np.int32]]:
+        """(slots, width) each, a group after the other: read only."""
+        return self._tables
+
     def clear(self, slot: int) -> None:
         self._lengths[:, slot] = 0
 

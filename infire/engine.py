@@ -94,6 +94,8 @@ class Engine:
         steps: list[Step] = []
         if plan:
             steps = self._scheduler.commit(plan, self._runner.run(plan))
+            for request_id in self._scheduler.take_lost():
+                self._refuse(request_id, "lost", "a KV block of it was handed out again")
             self._step_s = self._clock() - began
             self._scheduler.took(plan, self._step_s)
         elif not self._answers:

@@ -5,9 +5,11 @@ Blocks, slot and `num_computed` are the sequence's own; here is where it stands 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from infire.blocks import KVSpace
 from infire.plan import Row, SlotOpen
+from infire.prefix import Chain
 from infire.request import Reason, Sequence
 from infire.speculate import Drafter
 
@@ -31,6 +33,10 @@ class Entry:
     draft_ids: tuple[int, ...] = ()  # in the plan being made
     num_sent: list[int] | None = None  # per group, blocks the runner knows; None: not its slot
     is_extended: bool = False  # has blocks that the runner does not know
+    chain: Chain | None = None  # names its blocks; None: they are not shared
+    num_named: int = 0  # blocks from the first on that need no name any more
+    cached_tokens: int | None = None  # of the prompt, found when it first started
+    tags: list[list[int]] = field(default_factory=list)  # per group, of blocks the runner knows
     dropped: bool = False  # while in flight: what it owns is given back at commit
 
     @property
@@ -43,7 +49,9 @@ class Entry:
         self.order = (_FAVOURED, *self.order[1:])
 
 
-def make_entry(seq: Sequence, *, arrival: int, num_adopted: int, max_draft_ids: int) -> Entry:
+def make_entry(
+    seq: Sequence, *, arrival: int, num_adopted: int, max_draft_ids: int, chain: Chain | None = None
+) -> Entry:
     """`seq` as it comes. Where each id costs more than its own, nothing is proposed.
 
     That is where log probabilities are wanted, or a grammar decides what may follow.
@@ -59,6 +67,7 @@ def make_entry(seq: Sequence, *, arrival: int, num_adopted: int, max_draft_ids: 
         stop_ids=sampling.stop_ids,
         drafter=Drafter(max_draft_ids) if drafts else None,
         order=(_ORDINARY, -seq.priority, arrival),
+        chain=chain,
     )
 
 
@@ -66,6 +75,7 @@ def open_slot(entry: Entry) -> SlotOpen:
     seq = entry.seq
     assert seq.slot is not None
     entry.num_sent = [0] * len(seq.block_ids)
+    entry.tags = [[] for _ in seq.block_ids]
     entry.is_extended = True
     return SlotOpen(
         slot=seq.slot,
@@ -77,7 +87,7 @@ def open_slot(entry: Entry) -> SlotOpen:
     )
 
 
-def make_row(entry: Entry) -> Row:
+def make_row(entry: Entry, space: KVSpace) -> Row:
     """The planned tokens of `entry` as a row."""
     seq, count = entry.seq, entry.num_planned
     token_ids, start, slot = seq.token_ids, seq.num_computed, seq.slot
@@ -86,12 +96,14 @@ def make_row(entry: Entry) -> Row:
     draft_ids, entry.draft_ids = entry.draft_ids, ()
     if count == 1 and not entry.is_extended and start + 1 == len(token_ids):  # nearly always
         return Row(slot=slot, start=start, num_new=1, ids=(token_ids[-1],), draft_ids=draft_ids)
+    new_blocks, new_tags = _unsent(entry, space) if entry.is_extended else ((), ())
     return Row(
         slot=slot,
         start=start,
         num_new=count,
         ids=tuple(token_ids[start : start + count]),
-        new_blocks=_unsent(entry) if entry.is_extended else (),
+        new_blocks=new_blocks,
+        new_tags=new_tags,
         draft_ids=draft_ids,
         sample=start + count == len(token_ids),
     )
@@ -111,10 +123,16 @@ def cut(entry: Entry, ids: tuple[int, ...]) -> tuple[tuple[int, ...], Reason | N
     return ids, None
 
 
-def _unsent(entry: Entry) -> tuple[tuple[int, ...], ...]:
-    """Per group, the end of the block table that the runner does not know."""
+_PerGroup = tuple[tuple[int, ...], ...]
+
+
+def _unsent(entry: Entry, space: KVSpace) -> tuple[_PerGroup, _PerGroup]:
+    """Per group, the end of the block table that the runner does not know, and its tags."""
     tables, sent = entry.seq.block_ids, entry.num_sent
     assert sent is not None
     entry.num_sent = [len(table) for table in tables]
     entry.is_extended = False
-    return tuple([tuple(table[n:]) for table, n in zip(tables, sent, strict=True)])
+    tags = space.tags(tables, sent)
+    for known, new in zip(entry.tags, tags, strict=True):
+        known += new
+    return tuple([tuple(table[n:]) for table, n in zip(tables, sent, strict=True)]), tags

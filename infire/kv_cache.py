@@ -36,6 +36,7 @@ class KVCache:
 
     def __init__(self, layout: KVLayout, num_blocks: Seq[int], device: torch.device) -> None:
         self.layout = layout
+        self.num_blocks = tuple(num_blocks)
         self._groups = tuple(
             _zeros(
                 (len(g.layers), g.planes, count, g.block_tokens, g.num_heads, g.head_dim),

@@ -95,6 +95,7 @@ class Gauges(Struct, frozen=True, kw_only=True, array_like=True):
     draft_tokens_proposed: int = 0  # since start: guessed, and verified in a step
     draft_tokens_accepted: int = 0  # since start: of these, what became output
     step_s: float = 0.0  # seconds the last step took
+    prompt_tokens_cached: int = 0  # since start: found in blocks, and not computed
 
 
 class Hello(Struct, frozen=True, kw_only=True, tag="hello"):

@@ -47,6 +47,7 @@ class Row(Struct, frozen=True, kw_only=True, gc=False):
     num_new: int
     ids: tuple[int, ...] | Sampled  # num_new ids; `Sampled` when they come from a step in flight
     new_blocks: tuple[tuple[int, ...], ...] = ()  # per KV group: appended to the slot's block table
+    new_tags: tuple[tuple[int, ...], ...] = ()  # of these blocks, as they were handed out
     draft_ids: tuple[int, ...] = ()  # proposed continuation, verified in this step
     sample: bool = True  # False: a chunk that does not reach the last known token
 
@@ -66,6 +67,7 @@ class RowResult(Struct, frozen=True, gc=False):
 
     ids: tuple[int, ...] = ()
     logprobs: tuple[Logprob, ...] = ()
+    stale: bool = False  # nothing was computed: a block of the row is no longer its own
 
 
 class Runner(Protocol):

@@ -7,6 +7,7 @@ from collections.abc import Sequence as Seq
 import torch
 
 from infire.batch import BlockTables, build
+from infire.block_tags import BlockTags, with_stale
 from infire.kernels.tiles import TileShape
 from infire.kv_cache import KVCache
 from infire.model.transformer import Transformer
@@ -26,6 +27,7 @@ class ModelRunner:
         self._model = model
         self._cache = cache
         self._tables = BlockTables(cache.layout.groups, num_slots, max_tokens)
+        self.tags = BlockTags(cache.layout.groups, self._tables.arrays, cache.num_blocks)
         self._sampler = Sampler(
             vocab_size=config.vocab_size, num_slots=num_slots, device=weight.device
         )
@@ -45,13 +47,20 @@ class ModelRunner:
         for opened in plan.opens:  # which also ends what was there: `closes` says nothing new
             self._tables.clear(opened.slot)
             self._sampler.open(opened)
+            self.tags.open(opened.slot)
         for row in plan.rows:
-            self._tables.extend(row.slot, row.new_blocks)
-        batch = build(plan.rows, self._tables, self._shapes)
+            if row.new_blocks:
+                self._tables.extend(row.slot, row.new_blocks)
+                self.tags.extend(row)
+        fresh = self.tags.fresh(plan.rows)
+        return with_stale(plan.rows, fresh, self._compute(fresh) if fresh else [])
+
+    def _compute(self, computed: Seq[Row]) -> list[RowResult]:
+        batch = build(computed, self._tables, self._shapes)
         hidden = self._model.forward(batch, self._cache.layers)
-        rows = [row for row in plan.rows if row.sample]
+        rows = [row for row in computed if row.sample]
         if not rows:
-            return [RowResult()] * len(plan.rows)
+            return [RowResult()] * len(computed)
         results = iter(
             self._sampler.sample(
                 self._model.logits(hidden[batch.sampled]),
@@ -60,7 +69,7 @@ class ModelRunner:
                 [row.draft_ids for row in rows],
             )
         )
-        return [next(results) if row.sample else RowResult() for row in plan.rows]
+        return [next(results) if row.sample else RowResult() for row in computed]
 
     @torch.inference_mode()
     def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str) -> int:
@@ -82,5 +91,7 @@ class ModelRunner:
         sampling = SamplingParams(max_tokens=1, seed=0, top_p=0.9)
         opened = SlotOpen(slot=0, token_ids=ids, num_prompt=num_tokens, sampling=sampling)
         blocks = ((0,),) * len(self._shapes)
-        row = Row(slot=0, start=0, num_new=num_tokens, ids=ids, new_blocks=blocks)
+        row = Row(
+            slot=0, start=0, num_new=num_tokens, ids=ids, new_blocks=blocks, new_tags=blocks
+        )  # tag 0: no block was handed out yet
         self.run(StepPlan(step=0, opens=(opened,), rows=(row,)))

@@ -18,6 +18,7 @@ from infire.entry import Entry, cut, make_entry, make_row, open_slot
 from infire.kv_layout import KVGroup
 from infire.notes import Gauges
 from infire.plan import Row, RowResult, StepPlan
+from infire.prefix import Chain, root
 from infire.request import Sequence, Step
 from infire.speculate import Drafter
 from infire.step_times import StepTimes
@@ -40,8 +41,16 @@ class Scheduler:
     come at any time, `add` too, `place` only between commit and plan.
     """
 
-    def __init__(self, pools: Seq[BlockPool], groups: Seq[KVGroup], limits: Limits) -> None:
+    def __init__(
+        self,
+        pools: Seq[BlockPool],
+        groups: Seq[KVGroup],
+        limits: Limits,
+        *,
+        model_digest: str = "",
+    ) -> None:
         self._limits = limits
+        self._model_digest = model_digest
         # As many rows as a step has tokens: whoever runs can be given one token in every step.
         self._tenants = Tenants(
             pools,
@@ -64,6 +73,8 @@ class Scheduler:
         self._num_output = 0
         self._num_proposed = 0
         self._num_accepted = 0
+        self._num_cached = 0
+        self._lost: list[str] = []
 
     @property
     def max_sequence_tokens(self) -> int:
@@ -89,6 +100,7 @@ class Scheduler:
             arrival=self._num_arrived,
             num_adopted=num_adopted,
             max_draft_ids=self._limits.max_draft_ids,
+            chain=self._chain(seq),
         )
         self._entries[seq.request_id] = entry
         self._tenants.add(entry)
@@ -109,9 +121,16 @@ class Scheduler:
             self._tenants.free_blocks(entry)
 
     def held(self, request_id: str) -> Sequence | None:
-        """A finished sequence whose blocks are kept until `drop`."""
+        """A finished sequence whose blocks are kept until `drop`, and are still its own."""
         entry = self._held.get(request_id)
-        return entry.seq if entry else None
+        if entry is None or not self._tenants.owns(entry):
+            return None
+        return entry.seq
+
+    def take_lost(self) -> list[str]:
+        """Requests that have ended since the last call because a block was no longer theirs."""
+        lost, self._lost = self._lost, []
+        return lost
 
     def place(self) -> list[Adoption]:
         """Give blocks to sequences whose KV comes from a file, as far as there is room.
@@ -176,6 +195,9 @@ class Scheduler:
             if row.start < entry.seq.num_prompt:
                 end = min(row.start + row.num_new, entry.seq.num_prompt)
                 self._num_prompt_computed += end - row.start
+            if result.stale:
+                self._lose(entry)
+                continue
             if entry.dropped:
                 self._tenants.free_slot(entry)
                 self._tenants.free_blocks(entry)
@@ -205,6 +227,7 @@ class Scheduler:
             prompt_tokens_computed=self._num_prompt_computed,
             output_tokens=self._num_output,
             preemptions=self._tenants.num_preemptions,
+            prompt_tokens_cached=self._num_cached,
             draft_tokens_proposed=self._num_proposed,
             draft_tokens_accepted=self._num_accepted,
             step_s=step_s,
@@ -222,6 +245,8 @@ class Scheduler:
         """Plan what waits and fits, as far as it comes before that entry."""
         while self._budget and (new := self._tenants.next(adopted=False, before=before)):
             self._tenants.start(new)
+            if not new.seq.num_preempted:
+                self._num_cached += new.cached_tokens or 0
             self._give(new)
 
     def _give(self, entry: Entry) -> None:
@@ -276,7 +301,7 @@ class Scheduler:
         return StepPlan(
             step=self._num_steps,
             opens=tuple([open_slot(entry) for entry in planned if entry.num_sent is None]),
-            rows=tuple([make_row(entry) for entry in planned]),
+            rows=tuple([make_row(entry, self._space) for entry in planned]),
             closes=self._tenants.take_closes(),
         )
 
@@ -289,6 +314,7 @@ class Scheduler:
             end += len(ids) - 1
         seq.token_ids.extend(ids)
         seq.num_computed = end
+        self._tenants.name(entry, before)
         if self._forgets:
             self._space.forget(seq.block_ids, before, end)
         if not ids:
@@ -305,7 +331,23 @@ class Scheduler:
             logprobs=logprobs[: len(ids)] if logprobs else (),
             finish=finish,
             num_computed=end,
+            cached_tokens=entry.cached_tokens or 0,
         )
+
+    def _chain(self, seq: Sequence) -> Chain | None:
+        size = self._space.block_tokens
+        if not self._limits.prefix_cache or size is None:
+            return None
+        return Chain(root(seq.cache_salt, self._model_digest, seq.adapter), size)
+
+    def _lose(self, entry: Entry) -> None:
+        """End one whose blocks turned out not to be its own."""
+        if not entry.dropped:
+            self._tenants.stop(entry)
+            del self._entries[entry.seq.request_id]
+            self._lost.append(entry.seq.request_id)
+        self._tenants.free_slot(entry)
+        self._tenants.free_own_blocks(entry)
 
     def _learn(self, entry: Entry, num_proposed: int, num_accepted: int) -> None:
         assert entry.drafter is not None

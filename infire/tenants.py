@@ -14,7 +14,7 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence as Seq
 from operator import attrgetter
 
-from infire.blocks import BlockPool, KVSpace
+from infire.blocks import BlockPool, KVSpace, Tables
 from infire.entry import Entry
 from infire.kv_layout import KVGroup
 
@@ -74,7 +74,24 @@ class Tenants:
         return entry if self._make_way(entry) else None
 
     def start(self, entry: Entry) -> None:
-        """Give a slot to one that waits. Blocks it must cover itself."""
+        """Give a slot to one that waits, with the blocks in which its beginning lies already.
+
+        The others it must cover itself.
+        """
+        self._seat(entry)
+        tables, num_found = self._find(entry)
+        if num_found:
+            assert self.space.block_tokens is not None
+            self.space.share(tables, num_found)
+            entry.seq.block_ids = tables
+            entry.seq.num_computed = entry.num_covered = num_found
+            entry.num_named = num_found // self.space.block_tokens
+            entry.is_extended = True
+        if entry.cached_tokens is None:
+            entry.cached_tokens = min(num_found, entry.seq.num_prompt)
+
+    def _seat(self, entry: Entry) -> None:
+        """From those who wait to those who run."""
         _remove(self.waiting, entry)
         insort(self.running, entry, key=_order)
         entry.seq.slot = self._free_slots.pop()
@@ -89,7 +106,7 @@ class Tenants:
     def start_adopted(self, entry: Entry) -> None:
         """Start one with blocks for the KV that comes from a file, as if it were computed."""
         seq = entry.seq
-        self.start(entry)
+        self._seat(entry)
         seq.num_computed, entry.num_adopted = entry.num_adopted, 0
         seq.block_ids = self.space.new_tables(seq.num_computed)
         self._take(entry, seq.num_computed)
@@ -139,7 +156,25 @@ class Tenants:
 
     def free_blocks(self, entry: Entry) -> None:
         self.space.give_back(entry.seq.block_ids, entry.seq.num_computed)
-        entry.num_covered = 0
+        entry.num_covered = entry.num_named = 0
+
+    def owns(self, entry: Entry) -> bool:
+        """Whether the blocks that the runner was told of are still those of `entry`."""
+        return self.space.owns(entry.seq.block_ids, entry.seq.num_computed, entry.tags)
+
+    def free_own_blocks(self, entry: Entry) -> None:
+        """As `free_blocks`, of one that may have lost blocks to others."""
+        self.space.give_back_own(entry.seq.block_ids, entry.seq.num_computed, entry.tags)
+        entry.num_covered = entry.num_named = 0
+
+    def name(self, entry: Entry, before: int) -> None:
+        """Name the blocks that are full now, for others to find; `before`: tokens it had."""
+        size, seq = self.space.block_tokens, entry.seq
+        if entry.chain is None or size is None or seq.num_computed // size <= entry.num_named:
+            return
+        keys = entry.chain.keys(seq.token_ids, seq.num_computed // size)
+        self.space.name(seq.block_ids, before, keys, entry.num_named)
+        entry.num_named = len(keys)
 
     def check(self, held: Seq[Entry], leaving: Seq[Entry]) -> None:
         """Assert what holds between any two calls.
@@ -170,7 +205,10 @@ class Tenants:
         """
         leaving: list[Entry] = []
         lower = iter(self._lower(entry))
-        while not self._fits(entry, leaving):
+        found = self.space.new_tables(), 0
+        if not entry.num_adopted and self._free_slots:
+            found = self._find(entry)
+        while not self._fits(entry, leaving, *found):
             victim = next(lower, None)
             if victim is None:
                 return False
@@ -179,13 +217,22 @@ class Tenants:
             self._preempt(victim)
         return True
 
-    def _fits(self, entry: Entry, leaving: Seq[Entry]) -> bool:
+    def _find(self, entry: Entry) -> tuple[Tables, int]:
+        """Blocks in which its beginning lies, but for its last token, and how many tokens."""
+        size, ids = self.space.block_tokens, entry.seq.token_ids
+        if entry.chain is None or size is None:
+            return self.space.new_tables(), 0
+        return self.space.find(entry.chain.keys(ids, (len(ids) - 1) // size))
+
+    def _fits(self, entry: Entry, leaving: Seq[Entry], found: Tables, num_found: int) -> bool:
         """Whether there are a slot and blocks for `entry`, with `leaving` gone."""
         return bool(self._free_slots or leaving) and self.space.fits(
             len(entry.seq.token_ids),
             entry.num_adopted,
             spare=len(self.running) - len(leaving),
             leaving=[(e.seq.block_ids, e.seq.num_computed) for e in leaving],
+            found=found,
+            num_found=num_found,
         )
 
     def _lower(self, entry: Entry) -> list[Entry]:

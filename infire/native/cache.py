@@ -26,6 +26,7 @@ class Cache:
 
     def __init__(self, layout: KVLayout, num_blocks: Seq[int]) -> None:
         self.layout = layout
+        self.num_blocks = tuple(num_blocks)
         self._groups = tuple(
             aligned(
                 len(g.layers),

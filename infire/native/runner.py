@@ -6,6 +6,7 @@ from collections.abc import Sequence as Seq
 
 import numpy as np
 
+from infire.block_tags import BlockTags, with_stale
 from infire.kernels.cpu.library import Library, Tables, address
 from infire.model.config import ModelConfig
 from infire.native.cache import Cache
@@ -40,6 +41,7 @@ class NativeRunner:
             for group in groups
         ]
         self._lengths = [[0] * num_slots for _ in groups]
+        self.tags = BlockTags(groups, self._blocks, cache.num_blocks)
         self._tables = [
             Tables(
                 blocks=address(blocks),
@@ -74,21 +76,30 @@ class NativeRunner:
             for lengths in self._lengths:
                 lengths[opened.slot] = 0
             self._sampler.open(opened)
+            self.tags.open(opened.slot)
         for row in plan.rows:
-            for n, blocks in enumerate(row.new_blocks):
-                self._extend(n, row.slot, blocks)
-        self._fill(plan.rows)
-        sampling = [row for row in plan.rows if row.sample]
+            if row.new_blocks:
+                for n, blocks in enumerate(row.new_blocks):
+                    self._extend(n, row.slot, blocks)
+                self.tags.extend(row)
+        fresh = self.tags.fresh(plan.rows)
+        if len(fresh) == len(plan.rows):  # as it should be
+            return self._compute(plan.rows)
+        return with_stale(plan.rows, fresh, self._compute(fresh) if fresh else [])
+
+    def _compute(self, rows: Seq[Row]) -> list[RowResult]:
+        self._fill(rows)
+        sampling = [row for row in rows if row.sample]
         if not sampling:
             self._library.run(self.program.forward)
-            return [_SILENT] * len(plan.rows)
+            return [_SILENT] * len(rows)
         self._step.record.num_sampled = self._sampler.prepare(sampling)
         self._library.run(self.program.sampling)
         results = self._sampler.results()
-        if len(sampling) == len(plan.rows):
+        if len(sampling) == len(rows):
             return results
         some = iter(results)
-        return [next(some) if row.sample else _SILENT for row in plan.rows]
+        return [next(some) if row.sample else _SILENT for row in rows]
 
     def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str) -> int:
         """Write KV to a new file at `path`, laid out as `KVLayout.exported_bytes`; its size."""
@@ -106,7 +117,8 @@ class NativeRunner:
         sampling = SamplingParams(max_tokens=1, seed=0)
         opened = SlotOpen(slot=0, token_ids=(0,), num_prompt=1, sampling=sampling)
         blocks = ((0,),) * len(self._tables)
-        row = Row(slot=0, start=0, num_new=1, ids=(0,), new_blocks=blocks)
+        tags = ((0,),) * len(self._tables)  # no block was handed out yet
+        row = Row(slot=0, start=0, num_new=1, ids=(0,), new_blocks=blocks, new_tags=tags)
         self.run(StepPlan(step=0, opens=(opened,), rows=(row,)))
 
     def _extend(self, group: int, slot: int, blocks: Seq[int]) -> None:

@@ -20,6 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct
 
+import numpy as np
+
+from infire.block_tags import BlockTags, with_stale
 from infire.kv_layout import KVGroup, KVLayout
 from infire.plan import Row, RowResult, SlotOpen, StepPlan
 from infire.request import Logprob
@@ -27,6 +30,7 @@ from infire.request import Logprob
 VOCABULARY = 256
 _CELL = Struct("=ii")  # the KV of one token: its id, its position
 _EMPTY = _CELL.pack(-1, -1)
+_SLOTS = 1024
 
 
 def counting_layout(
@@ -92,6 +96,9 @@ class CountingRunner:
             for count, group in zip(num_blocks, layout.groups, strict=True)
         ]
         self._last_step = 0
+        # Tables as a runner with arrays has them: of as many slots and blocks as any test uses.
+        self._arrays = [np.zeros((_SLOTS, 4 * count + 64), np.int32) for count in num_blocks]
+        self.tags = BlockTags(layout.groups, self._arrays, num_blocks)
         self.prompt_tokens = 0  # computed here, as opposed to adopted
 
     def run(self, plan: StepPlan) -> list[RowResult]:
@@ -107,13 +114,17 @@ class CountingRunner:
                 last_id=opened.token_ids[-1],
                 tables=[[] for _ in self._layout.groups],
             )
+            self.tags.open(opened.slot)
         assert len({row.slot for row in plan.rows}) == len(plan.rows)
-        for row in plan.rows:  # all are written before one is read, as if computed at once
+        for row in plan.rows:
+            self._append(row)
+        rows = self.tags.fresh(plan.rows)
+        for row in rows:  # all are written before one is read, as if computed at once
             self._write(row)
-        results = [self._sample(row) for row in plan.rows]
+        results = [self._sample(row) for row in rows]
         if self._step_s:
             time.sleep(self._step_s)
-        return results
+        return with_stale(plan.rows, rows, results)
 
     def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str) -> int:
         content = bytearray()
@@ -139,12 +150,18 @@ class CountingRunner:
             cells = b"".join(map(_CELL.pack, keys, positions))
             self._put(n, table, first, cells)
 
-    def _write(self, row: Row) -> None:
-        """Take over the row's blocks, and store the KV of its ids and drafts."""
-        slot = self._slots[row.slot]
+    def _append(self, row: Row) -> None:
+        """Take over the row's blocks."""
         if row.new_blocks:
-            for table, new in zip(slot.tables, row.new_blocks, strict=True):
+            tables = self._slots[row.slot].tables
+            for array_, table, new in zip(self._arrays, tables, row.new_blocks, strict=True):
+                array_[row.slot, len(table) : len(table) + len(new)] = new
                 table += new
+            self.tags.extend(row)
+
+    def _write(self, row: Row) -> None:
+        """Store the KV of the row's ids and drafts."""
+        slot = self._slots[row.slot]
         assert isinstance(row.ids, tuple)
         assert len(row.ids) == row.num_new > 0
         end = row.start + row.num_new

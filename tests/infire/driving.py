@@ -56,6 +56,7 @@ def engine(
         vocab_size=model.vocab_size,
     )
     pools = [BlockPool(count) for count in num_blocks or model.num_blocks]
+    model.runner.tags.reset()
     return Engine(Scheduler(pools, model.layout.groups, limits), model.runner)
 
 

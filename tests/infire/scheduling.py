@@ -26,6 +26,7 @@ class Rig:
         context_window: int | None = None,
         max_draft_ids: int = 6,
         period: int = VOCABULARY,
+        prefix_cache: bool = False,
     ) -> None:
         self.layout = layout = counting_layout(block_tokens=4, windows=windows, chunked=chunked)
         self.pools = [BlockPool(num_blocks) for _ in windows]
@@ -36,6 +37,7 @@ class Rig:
             context_window=context_window,
             vocab_size=VOCABULARY,
             max_draft_ids=max_draft_ids,
+            prefix_cache=prefix_cache,
         )
         self.scheduler = Scheduler(self.pools, layout.groups, limits)
         self.runner = CountingRunner(layout, [num_blocks] * len(windows), period=period)

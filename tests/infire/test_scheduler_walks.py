@@ -25,7 +25,7 @@ class Walk:
 
     def __init__(self, seed: int, tmp_path: Path, *, period: int = VOCABULARY, **rig: Any) -> None:
         self.rng = random.Random(seed)
-        self.rig = Rig(period=period, **rig)
+        self.rig = Rig(period=period, **{"prefix_cache": True, **rig})
         self.period = period
         self.tmp_path = tmp_path
         self.expected: dict[str, list[int]] = {}  # requests on their way: what they still say
@@ -155,6 +155,7 @@ RIGS: list[dict[str, Any]] = [
     {"num_blocks": 100, "max_step_tokens": 16},
     {"num_blocks": 13, "max_step_tokens": 32},  # short of blocks: preempts
     {"num_blocks": 13, "max_step_tokens": 3},
+    {"num_blocks": 13, "max_step_tokens": 7, "prefix_cache": False},
     {"num_blocks": 14, "max_step_tokens": 5, "windows": (None, 6)},
     {"num_blocks": 7, "max_step_tokens": 7, "windows": (5, 1), "chunked": True},
 ]

@@ -67,6 +67,7 @@ def test_without_a_compiler_torch_computes_and_one_warning_says_so(
         threads=1,
         weights="u12",
         max_draft_ids=0,
+        prefix_cache=True,
         cache_dir=tmp_path / "cache",
     )
     with caplog.at_level(logging.WARNING):
