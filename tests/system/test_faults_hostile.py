@@ -107,28 +107,29 @@ async def test_random_bodies_never_are_an_error_of_ours(tmp_path: Path) -> None:
 
 async def test_long_inputs_do_not_hold_up_the_edge(tmp_path: Path) -> None:
     """Case 24: bodies of nearly 10 MB, which are read and tokenised; a probe is answered all the
-    while."""
+    while. What else this machine computes can hold up a probe too, but not in each of three
+    tries, as an edge does that tokenises in its loop."""
+    bodies = [
+        b'{"raw": true, "prompt": "' + b"wor d" * n + b'"}' for n in (20_000, 100_000, 1_900_000)
+    ]
     async with world(tmp_path, Shape(step_s=0.01)) as w:
-        longest_s = 0.0
+        longest_s: list[float] = []
 
         async def probe() -> None:
-            nonlocal longest_s
             async with httpx2.AsyncClient(timeout=60, trust_env=False) as client:
                 while True:
                     began = monotonic()
                     assert (await client.get(f"{w.edge.url}/health")).status_code == 200
-                    longest_s = max(longest_s, monotonic() - began)
+                    longest_s[-1] = max(longest_s[-1], monotonic() - began)
                     await anyio.sleep(0.005)
 
-        bodies = [
-            b'{"raw": true, "prompt": "' + b"wor d" * n + b'"}'
-            for n in (20_000, 100_000, 1_900_000)
-        ]
-        async with neighbours(w), anyio.create_task_group() as tasks:
-            tasks.start_soon(probe)
-            await anyio.to_thread.run_sync(post_from_a_thread, w, bodies)
-            tasks.cancel_scope.cancel()
-        assert longest_s < BLOCKED_S
+        while len(longest_s) < 3 and min(longest_s, default=BLOCKED_S) >= BLOCKED_S:
+            longest_s.append(0.0)
+            async with neighbours(w), anyio.create_task_group() as tasks:
+                tasks.start_soon(probe)
+                await anyio.to_thread.run_sync(post_from_a_thread, w, bodies)
+                tasks.cancel_scope.cancel()
+        assert min(longest_s) < BLOCKED_S, longest_s
         await w.settled(*WORKERS)
         await nothing_in_flight(w)
 
