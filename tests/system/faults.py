@@ -183,9 +183,10 @@ class Network:
             while True:
                 content = await caller.receive()
                 passed, rest = content[: self.forth], content[self.forth :]
+                self.forth -= len(passed)  # before other connections pass something
+                is_last = not self.forth
                 await target.send(passed)
-                self.forth -= len(passed)
-                if not self.forth:
+                if is_last:
                     await self._stop()
                     await target.send(rest)
         except BROKEN:
@@ -196,9 +197,10 @@ class Network:
             while True:
                 content = await target.receive()
                 passed, rest = content[: self.back], content[self.back :]
-                await caller.send(passed)
                 self.back -= len(passed)
-                if not self.back:
+                is_last = not self.back
+                await caller.send(passed)
+                if is_last:
                     await self._stop()
                     await caller.send(rest)
 
