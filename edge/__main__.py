@@ -8,6 +8,7 @@ then the file.
 from __future__ import annotations
 
 import os
+import sqlite3
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,6 +47,9 @@ def serve(  # noqa: PLR0913  one parameter a flag
     fd: Annotated[int | None, typer.Option(help="Inherited socket, instead of a port.")] = None,
     keys_dir: KeysDir = HERE.config / "keys",
     cache_dir: Annotated[Path, typer.Option(help="For tokenizers.", file_okay=False)] = HERE.cache,
+    ledger: Annotated[
+        Path, typer.Option(help="SQLite file: a row a request.", dir_okay=False)
+    ] = HERE.state / "usage" / "ledger.sqlite",
     trusted_proxy: Annotated[
         list[str] | None,
         typer.Option(
@@ -82,9 +86,10 @@ def serve(  # noqa: PLR0913  one parameter a flag
             secret=read_secret(secret_file),
             keys_dir=keys_dir,
             cache_dir=cache_dir,
+            ledger=ledger,
         )
         asgi = create_app(settings)
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, sqlite3.Error) as exc:
         raise typer.BadParameter(str(exc)) from exc
     serve_app(asgi, host=host, port=port, fd=fd)
 

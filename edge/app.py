@@ -11,6 +11,7 @@ from uuid import uuid4
 import anyio
 import httpx2
 import msgspec
+from anyio import to_thread
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -21,6 +22,7 @@ from edge.auth import Verifier
 from edge.clients import Clients
 from edge.complete import Walk
 from edge.door import JSON, Door, no_route, wrong_method
+from edge.ledger import open_ledger
 from edge.metrics import Metrics
 from edge.places import Places
 from edge.run import Native, OpenAI, Run, Service
@@ -39,7 +41,8 @@ def create_app(settings: Settings) -> Starlette:
     client = httpx2.AsyncClient(trust_env=False)  # a proxy of the operator's is not for regions
     watch = Watch(settings.regions, settings.secret, client)
     texts = TextStore(settings.cache_dir / "assets", watch.text_assets)
-    metrics = Metrics(watch)
+    ledger = open_ledger(settings.ledger, unix_time) if settings.ledger else None
+    metrics = Metrics(watch, ledger)
     service = Service(
         settings=settings,
         verifier=Verifier(settings.keys_dir, unix_time),
@@ -59,6 +62,8 @@ def create_app(settings: Settings) -> Starlette:
             yield
             tasks.cancel_scope.cancel()
         service.places.close()
+        if ledger is not None:
+            await to_thread.run_sync(ledger.close)
 
     app = Starlette(
         routes=[
@@ -66,7 +71,7 @@ def create_app(settings: Settings) -> Starlette:
             Route(f"{AI}/v1/chat/completions", Run(service, OpenAI()), methods=["POST"]),
             *_operator_routes(settings, watch, metrics),
         ],
-        middleware=[Middleware(Door, metrics=metrics)],
+        middleware=[Middleware(Door, metrics=metrics, ledger=ledger)],
         exception_handlers={404: no_route, 405: wrong_method},
         lifespan=lifespan,
     )

@@ -127,6 +127,20 @@ class Tries:
         """Tokens that regions made, also those past a stop string."""
         return sum(len(answer.generated_ids) for answer in self.answers)
 
+    @property
+    def regions(self) -> list[str]:
+        """All that spoke, in order."""
+        return [region for answer in self.answers for region in answer.regions]
+
+    @property
+    def cached_tokens(self) -> int:
+        return self.answers[-1].cached_tokens if self.answers else 0
+
+    @property
+    def heard_the_end(self) -> bool:
+        """Whether the answer came to its own end: of the model, or of max_tokens."""
+        return bool(self.answers) and self.answers[-1].ended
+
 
 class Walk:
     def __init__(

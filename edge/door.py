@@ -1,4 +1,5 @@
-"""What every request passes on its way in and out: an id, a line in the log, and no traceback.
+"""What every request passes on its way in and out: an id, a line in the log, a row of usage, and no
+traceback.
 
 Expected failures leave as the error of the API that was asked. Whatever else is raised is a bug: it
 is logged, and the client gets a number to ask about. Knows no route but the shape of errors.
@@ -20,6 +21,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge import openai, workers_ai
+from edge.ledger import Ledger
 from edge.metrics import Metrics, Record
 from routing.errors import Code, Failure
 
@@ -35,9 +37,10 @@ _MOST_SHOWN = 200  # characters of a path in a message
 class Door:
     """ASGI middleware, outside of all routes."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, ledger: Ledger | None) -> None:
         self._app = app
         self._metrics = metrics
+        self._ledger = ledger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -55,7 +58,10 @@ class Door:
             record.outcome = "stopped"  # with the server
             raise
         finally:
-            self._metrics.ended(record, time.monotonic())
+            now = time.monotonic()
+            self._metrics.ended(record, now)
+            if self._ledger is not None:
+                self._ledger.note(record, now)
 
     async def _guarded(self, record: Record, scope: Scope, receive: Receive, send: Send) -> None:
         begun = False

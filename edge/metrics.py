@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from edge.auth import Tenant
 from edge.complete import Tries
 from edge.watch import Watch
 from routing.health import State
@@ -29,6 +31,7 @@ class Record:
     started: float  # monotonic seconds
     route: str = "none"
     account: str | None = None
+    tenant: Tenant | None = None  # once its key was checked
     model: str | None = None  # as asked for
     served_model: str | None = None  # the same once it is known to be served: a bounded label
     stream: bool = False
@@ -40,8 +43,17 @@ class Record:
     detail: str | None = None
 
 
+class Behind(Protocol):
+    """What writes rows of usage. `edge.ledger.Ledger` is one."""
+
+    @property
+    def num_pending(self) -> int: ...
+    @property
+    def num_lost(self) -> int: ...
+
+
 class Metrics:
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: Watch, ledger: Behind | None = None) -> None:
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "edgefire_edge_requests",
@@ -87,6 +99,8 @@ class Metrics:
             registry=self._registry,
         )
         self._registry.register(_Regions(watch))
+        if ledger is not None:
+            self._registry.register(_Ledger(ledger))
         self.num_in_flight = 0
 
     def began(self) -> None:
@@ -143,6 +157,25 @@ class _Regions(Collector):
             "rtt_seconds",
             "Round trip to the region, smoothed.",
             ((k.region.name, k.rtt_ms / 1000) for k in known if k.rtt_ms is not None),
+        )
+
+
+class _Ledger(Collector):
+    """How the ledger is, looked up when asked for."""
+
+    def __init__(self, ledger: Behind) -> None:
+        self._ledger = ledger
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "edgefire_edge_ledger_pending",
+            "Rows of usage that are not written yet.",
+            self._ledger.num_pending,
+        )
+        yield CounterMetricFamily(
+            "edgefire_edge_ledger_lost",
+            "Rows of usage given up, because their file could not be written for too long.",
+            value=self._ledger.num_lost,
         )
 
 

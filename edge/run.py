@@ -112,7 +112,7 @@ class Run:
         tenant = self._service.verifier.tenant(
             headers.get("authorization"), scope["path_params"]["account_id"]
         )
-        record.account = tenant.account
+        record.account, record.tenant = tenant.account, tenant
         if (model := self._api.model(scope)) is not None:
             self._check(model, record)
         body = await read_body(

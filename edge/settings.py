@@ -21,6 +21,7 @@ class Settings:
     secret: str  # the fleet's: regions ask for it, and so does /v1/report
     keys_dir: Path  # public keys and revocations
     cache_dir: Path  # tokenizers; may be deleted
+    ledger: Path | None = None  # of usage; None: it is not kept
     name: str = "edge"
     trusted_proxies: tuple[str, ...] = LOOPBACK  # whose word on a client's place counts
     geo_db: Path | None = None  # an .mmdb file: address to place

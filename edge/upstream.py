@@ -136,6 +136,7 @@ class Answer:
         max_tries: int,
     ) -> None:
         self.region: str | None = None  # that speaks, or spoke last
+        self.regions: list[str] = []  # all that spoke, in order
         self.tries: list[Choice] = []
         self.failures: list[Failure] = []
         self.generated_ids: list[int] = []
@@ -168,6 +169,16 @@ class Answer:
                     self._woken = False
                     return burst
         raise StopAsyncIteration
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that the first region to start found in its prefix cache."""
+        return self._cached_tokens or 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether the answer came to its own end."""
+        return self._done
 
     def wake(self) -> None:
         """Have the burst that is waited for come now, empty if need be."""
@@ -219,6 +230,7 @@ class Answer:
         if not asked.spoke:
             asked.spoke = True
             self.region = asked.choice.region
+            self.regions.append(self.region)
             self._model_digest = asked.choice.model.model_digest
             self._regions.succeeded(self.region)
 
@@ -292,7 +304,7 @@ class Answer:
         return wire.Usage(
             prompt_tokens=len(self._request.token_ids),
             completion_tokens=len(self.generated_ids),
-            cached_tokens=self._cached_tokens or 0,
+            cached_tokens=self.cached_tokens,
         )
 
     def _most_telling(self) -> Failure:

@@ -51,6 +51,11 @@ def front(  # noqa: PLR0913  one parameter a flag
     region: RegionName,
     worker: Annotated[list[str], typer.Option(help="NAME=ROLE@URL; once for each worker.")],
     secret_file: SecretFile,
+    journal: Annotated[
+        Path | None, typer.Option(help="SQLite file: a row a request.", dir_okay=False)
+    ] = None,
+    journal_days: Annotated[float, typer.Option(help="That a row is kept.", min=0)] = 7.0,
+    journal_rows: Annotated[int, typer.Option(help="Kept at most.", min=1)] = 1_000_000,
     host: Host = "127.0.0.1",
     port: Port = 0,
     fd: Fd = None,
@@ -69,6 +74,9 @@ def front(  # noqa: PLR0913  one parameter a flag
             region=region,
             workers=workers,
             secret_file=secret_file,
+            journal=journal,
+            journal_days=journal_days,
+            journal_rows=journal_rows,
             host=host,
             port=port,
             fd=fd,

@@ -10,9 +10,11 @@ import os
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 
 import anyio
 import httpx2
+from anyio import to_thread
 from msgspec import json
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.applications import Starlette
@@ -22,6 +24,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from origin_gpu.assets import Assets
+from origin_gpu.journal import Journal, open_journal
 from origin_gpu.metrics import FrontMetrics, PoolCollector
 from origin_gpu.passage import Passage
 from origin_gpu.pool import Pool
@@ -44,11 +47,19 @@ FETCH_S = 10.0  # for a model's text assets: some MB from a worker next door
 class Front:
     """One front process: its pool, its requests, and what it says of them."""
 
-    def __init__(self, settings: FrontSettings, url: str, pool: Pool, metrics: FrontMetrics):
+    def __init__(
+        self,
+        settings: FrontSettings,
+        url: str,
+        pool: Pool,
+        metrics: FrontMetrics,
+        journal: Journal | None,
+    ) -> None:
         self._settings = settings
         self._url = url
         self._pool = pool
         self._metrics = metrics
+        self._journal = journal
         self._epoch = uuid.uuid4().hex
         self._in_flight = 0
         self._seen_models: set[str] = set()  # bounds the metrics' labels
@@ -72,6 +83,8 @@ class Front:
             self._in_flight -= 1
             self._metrics.in_flight.dec()
             self._record(passage, outcome)
+            if self._journal is not None:
+                self._journal.note(passage, outcome)
 
     def report(self) -> RegionReport:
         """What the region would say of itself now."""
@@ -128,7 +141,8 @@ def create_app(
     pool = Pool(settings.workers, secret, pace)
     metrics = FrontMetrics(registry or CollectorRegistry())
     metrics.registry.register(PoolCollector(pool, edges))
-    front = Front(settings, url, pool, metrics)
+    journal = open_journal(settings.journal, settings, unix_time) if settings.journal else None
+    front = Front(settings, url, pool, metrics, journal)
     client = httpx2.AsyncClient(headers=bearer(secret), timeout=FETCH_S, trust_env=False)
     assets = Assets(client)
     guard = [Middleware(NeedsSecret, secret=secret)]
@@ -139,6 +153,7 @@ def create_app(
             tasks.start_soon(pool.run)
             yield
             tasks.cancel_scope.cancel()
+        await _close(journal)
 
     async def get_report(request: Request) -> Response:
         return Response(json.encode(front.report()), media_type="application/json")
@@ -173,6 +188,15 @@ def create_app(
         ],
         lifespan=lifespan,
     )
+
+
+async def _close(journal: Journal | None) -> None:
+    if journal is not None:
+        await to_thread.run_sync(journal.close)
+
+
+def unix_time() -> float:
+    return datetime.now(UTC).timestamp()
 
 
 def run(settings: FrontSettings) -> None:

@@ -28,6 +28,9 @@ class FrontSettings:
     region: str
     workers: tuple[WorkerAt, ...]
     secret_file: Path
+    journal: Path | None = None  # of usage; None: it is not kept
+    journal_days: float = 7.0  # that a row of it is kept
+    journal_rows: int = 1_000_000  # the most that are kept: about 200 MB
     host: str = "127.0.0.1"
     port: int = 0  # 0: any free one
     fd: int | None = None  # of an inherited listening socket, in the place of host and port

@@ -18,9 +18,12 @@ from routing.errors import Failure
 from routing.fleetfile import Device, FleetFileError, read_fleet
 from routing.keys import NoKey
 from routing.launch import INTERRUPTED, Launch, UpSettings, choose_fleet, prepare
+from routing.ledgers import NoUsage, found_files
+from routing.ledgers import reconcile as reconciled
 from routing.paths import paths
 from routing.preflight import free_memory_bytes, usable_cores
 from routing.pull import PullFailed, pull_model
+from routing.rows import CANNOT as UNREADABLE
 from routing.runs import NoFleet, running_fleet
 from routing.screen import Screen
 from routing.status import status_of, table_of
@@ -104,6 +107,34 @@ def status(
     else:
         width = None if sys.stdout.isatty() else PIPED_WIDTH
         Console(width=width).print(table_of(seen.processes))
+
+
+@app.command()
+def reconcile(
+    ledger: Annotated[list[Path] | None, typer.Option(help="An edge's; once for each.")] = None,
+    journal: Annotated[list[Path] | None, typer.Option(help="A front's; once for each.")] = None,
+    *,
+    apply: Annotated[bool, typer.Option("--apply", help="Add missing rows to a ledger.")] = False,
+    settle_s: Annotated[
+        float, typer.Option(help="So long after its end at a front, a request may be at its edge.")
+    ] = 300.0,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    state: StateDir = None,
+) -> None:
+    """Compare edges' ledgers with fronts' journals. Without files: those of `fleet up` here.
+
+    Exit code 1: rows are missing and were not added, or a ledger has less than was made.
+    """
+    ledgers, journals = found_files((state or paths(os.environ).state) / "usage")
+    try:
+        done = reconciled(ledger or ledgers, journal or journals, settle_s=settle_s, apply=apply)
+    except (NoUsage, *UNREADABLE) as exc:
+        _fail(str(exc))
+    if as_json:
+        screen.result(msgspec.json.format(msgspec.json.encode(done)).decode())
+    else:
+        screen.result("\n".join(done.lines()))
+    sys.exit(0 if done.settled else 1)
 
 
 def _pull(model: str, catalogue: Path | None) -> Path:

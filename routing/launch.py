@@ -86,6 +86,7 @@ def prepare(
         device=settings.device,
         cores=settings.cores,
         say=say,
+        usage_dir=settings.paths.state / "usage",
     )
     make_secret(ground.secret_file)
     key = create_key(settings.keys_dir, settings.environ, ACCOUNT)

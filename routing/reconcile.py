@@ -1,0 +1,139 @@
+"""Edges' ledgers against fronts' journals: what differs, and the rows that are missing. Pure.
+
+An edge that is killed loses the rows of the requests it was answering; the fronts that were asked
+have them. Both sides come in the order of request ids, so no more than one request is in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from heapq import merge
+from itertools import groupby
+from operator import attrgetter
+
+from msgspec import Struct
+
+from routing.usage import JournalRow, LedgerRow
+
+_by_id = attrgetter("request_id")
+
+
+class Missing(Struct, frozen=True, kw_only=True, tag="missing"):
+    """Journals have it, no ledger has: its edge was killed, or is not at its end yet."""
+
+    request_id: str
+    row: LedgerRow  # as the journals tell it
+
+
+class Short(Struct, frozen=True, kw_only=True, tag="short"):
+    """Of tokens that a client was told no journal knows: a front was killed, its rows lost."""
+
+    request_id: str
+    told: int
+    known: int
+
+
+class Over(Struct, frozen=True, kw_only=True, tag="over"):
+    """The answer came to its own end, and journals have more tokens than the ledger."""
+
+    request_id: str
+    told: int
+    made: int
+
+
+Finding = Missing | Short | Over
+
+
+class Compared(Struct, kw_only=True):
+    """What was looked at so far."""
+
+    requests: int = 0  # in both, or in one of them
+    waiting: int = 0  # in journals only, and so new that their edges may still be at it
+    told: int = 0  # completion tokens of ledger rows that were compared
+    made: int = 0  # of the same requests, each index once
+    twice: int = 0  # tokens made once more, as nobody had heard them
+
+
+def compare(
+    ledger: Iterable[LedgerRow],
+    journals: Iterable[JournalRow],
+    *,
+    ended_before: float,
+    known_from: float,
+    account_of: Callable[[str], str],
+    seen: Compared,
+) -> Iterator[Finding]:
+    """What differs, both sides being in the order of request ids.
+
+    Requests that ended later than `ended_before` may be missing, those from before `known_from`
+    may have been dropped from the journals. `account_of`: a tenant's, or "".
+    """
+    for request_id, group in groupby(merge(ledger, journals, key=_by_id), key=_by_id):
+        rows = list(group)
+        told = next((row for row in rows if isinstance(row, LedgerRow)), None)
+        made = [row for row in rows if isinstance(row, JournalRow)]
+        seen.requests += 1
+        if told is None:
+            if max(row.ended for row in made) < ended_before:
+                yield Missing(request_id=request_id, row=_told_by(made, account_of))
+            else:
+                seen.waiting += 1
+        elif made or told.started >= known_from:
+            finding = _difference(told, made, seen)
+            if finding is not None:
+                yield finding
+
+
+def _difference(told: LedgerRow, made: Sequence[JournalRow], seen: Compared) -> Finding | None:
+    count, end = num_made(made), max((_end(row) for row in made), default=0)
+    seen.told += told.completion_tokens
+    seen.made += count
+    seen.twice += sum(row.new_tokens for row in made) - count
+    known = num_made(made, first=told.completion_tokens)
+    if known < told.completion_tokens:
+        return Short(request_id=told.request_id, told=told.completion_tokens, known=known)
+    if told.whole and end > told.completion_tokens:
+        return Over(request_id=told.request_id, told=told.completion_tokens, made=end)
+    return None
+
+
+def num_made(rows: Iterable[JournalRow], *, first: int | None = None) -> int:
+    """How many of the (first) tokens of the output these made, each index once: what a region made
+    and nobody heard is made anew by the next."""
+    count, reached = 0, 0
+    for row in sorted(rows, key=lambda row: row.first_token):
+        end = _end(row) if first is None else min(first, _end(row))
+        count += max(0, end - max(reached, row.first_token))
+        reached = max(reached, end)
+    return count
+
+
+def _end(row: JournalRow) -> int:
+    return row.first_token + row.new_tokens
+
+
+def _told_by(rows: Sequence[JournalRow], account_of: Callable[[str], str]) -> LedgerRow:
+    """The ledger's row, as far as journals know it.
+
+    They count what was made, which is at most a few tokens more than the client got; and tokens
+    that a front which was lost as well had made, the next one was told of.
+    """
+    rows = sorted(rows, key=lambda row: row.started)
+    last = rows[-1]
+    spoke = [row.region for row in rows if row.new_tokens]
+    return LedgerRow(
+        request_id=last.request_id,
+        account=account_of(last.tenant),
+        key_id="",
+        tenant=last.tenant,
+        model=last.model,
+        regions=",".join(spoke),
+        prompt_tokens=last.prompt_tokens,
+        completion_tokens=max(map(_end, rows)),
+        cached_tokens=rows[0].cached_tokens,
+        outcome=last.outcome,
+        whole=last.outcome in {"stop", "length"},
+        started=rows[0].started,
+        ended=last.ended,
+        source="journal",
+    )
