@@ -201,6 +201,9 @@ class Walk:
             max_tokens=_room(ask, len(ids), window, self._max_output_tokens),
         )
         account = caller.tenant.account
+        affinity = (
+            session_key(account, caller.session) if caller.session else prefix_key(account, ids)
+        )
         return Prepared(
             model=model,
             request=wire.Generate(
@@ -210,15 +213,14 @@ class Walk:
                 tokenizer_digest=digest,
                 token_ids=ids,
                 sampling=sampling,
+                affinity=affinity or b"",
                 budget_s=self._budget_s,
             ),
             wanted=replace(
                 wanted,
                 num_tokens=len(ids) + sampling.max_tokens,
                 tokenizer_digest=digest,
-                affinity=session_key(account, caller.session)
-                if caller.session
-                else prefix_key(account, ids),
+                affinity=affinity,
             ),
         )
 

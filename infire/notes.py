@@ -119,6 +119,8 @@ class Results(Struct, frozen=True, tag="results"):
     gauges: Gauges
     steps: tuple[Step, ...] = ()
     answers: tuple[Answer, ...] = ()
+    cached: tuple[bytes, ...] = ()  # keys that came into the prefix cache; see infire.prefix
+    uncached: tuple[bytes, ...] = ()  # and that it has no longer
 
 
 class Broken(Struct, frozen=True, tag="broken"):

@@ -16,7 +16,14 @@ from typing import Annotated
 
 import typer
 
-from origin_gpu.settings import FrontSettings, WorkerRole, WorkerSettings, parse_ways, parse_worker
+from origin_gpu.settings import (
+    LOCAL_TOKENS,
+    FrontSettings,
+    WorkerRole,
+    WorkerSettings,
+    parse_ways,
+    parse_worker,
+)
 from routing import logs
 
 app = typer.Typer(
@@ -51,6 +58,9 @@ def front(  # noqa: PLR0913  one parameter a flag
     region: RegionName,
     worker: Annotated[list[str], typer.Option(help="NAME=ROLE@URL; once for each worker.")],
     secret_file: SecretFile,
+    local_tokens: Annotated[
+        int, typer.Option(help="Prompt tokens that a decode worker computes itself.", min=0)
+    ] = LOCAL_TOKENS,
     journal: Annotated[
         Path | None, typer.Option(help="SQLite file: a row a request.", dir_okay=False)
     ] = None,
@@ -74,6 +84,7 @@ def front(  # noqa: PLR0913  one parameter a flag
             region=region,
             workers=workers,
             secret_file=secret_file,
+            local_tokens=local_tokens,
             journal=journal,
             journal_days=journal_days,
             journal_rows=journal_rows,

@@ -35,6 +35,7 @@ from infire.notes import (
     Submit,
 )
 from infire.request import Step
+from origin_gpu.cache_news import CacheMirror
 from origin_gpu.engine_process import EngineLost, EngineSocket, engine_process
 from routing.errors import Code, Failure
 from routing.link_flow import Patience, Wake
@@ -116,6 +117,7 @@ class EngineLink:
         self.gauges = Gauges(step=0)
         self.epoch = ""  # of its life
         self.layout_digest = ""  # of its KV, while it is up
+        self.cache = CacheMirror()  # what its prefix cache has
         self.num_starts = 0
         self.listeners: set[Wake] = set()  # set at once for what `_told` says
         self._command = tuple(command)
@@ -131,6 +133,12 @@ class EngineLink:
     def fresh(self) -> bool:
         """Whether the engine is up, and said something lately."""
         return self.hello is not None and monotonic() - self._heard_at < FRESH_S
+
+    @property
+    def cached_block_tokens(self) -> int:
+        """Tokens of a block that its prefix cache finds; 0 where there is none."""
+        sizes = {group.block_tokens for group in self.hello.layout.groups} if self.hello else {0}
+        return sizes.pop() if len(sizes) == 1 else 0
 
     def must_be_up(self) -> Hello:
         """What the engine is. Failure(UNAVAILABLE) when there is none."""
@@ -247,6 +255,8 @@ class EngineLink:
 
     def _take(self, results: Results) -> None:
         self.gauges = results.gauges
+        if results.cached or results.uncached:
+            self.cache.change(results.cached, results.uncached)
         runs = self._runs
         for answer in results.answers:
             if run := runs.get(answer.request_id):
@@ -277,6 +287,7 @@ class EngineLink:
         runs, self._runs = self._runs, {}
         self.hello, self.layout_digest = None, ""
         self.gauges = Gauges(step=0)
+        self.cache.clear()
         self._notes, self._wake = [], Wake()
         for run in runs.values():
             run.fail(Failure(Code.LOST, f"the engine is lost: {lost}"))

@@ -66,7 +66,7 @@ class Front:
 
     async def serve(self, stream: Stream[wire.Generate, wire.Event]) -> None:
         """Answer one request, and say how it went."""
-        passage = Passage(self._pool, stream)
+        passage = Passage(self._pool, stream, local_tokens=self._settings.local_tokens)
         outcome: str = Code.INTERNAL
         self._in_flight += 1
         self._metrics.in_flight.inc()
@@ -111,6 +111,11 @@ class Front:
         self._metrics.tokens.labels(model, "output").inc(new_tokens)
         if passage.ttft_s is not None:
             self._metrics.ttft_s.labels(model).observe(passage.ttft_s)
+        if passage.way is not None:
+            self._metrics.placements.labels(passage.way).inc()
+        expected = self._metrics.cached_tokens.labels("expected")
+        expected.inc(passage.expected_cached_tokens)
+        self._metrics.cached_tokens.labels("found").inc(passage.cached_tokens)
         if passage.second_try is not None:
             self._metrics.second_tries.labels(passage.second_try.code).inc()
         log(

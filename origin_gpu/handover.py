@@ -67,10 +67,29 @@ class Watched(Struct, frozen=True, tag="watched"):
     report: ProcessReport
     kv_address: str
     layout_digest: str
+    block_tokens: int = 0  # of what its prefix cache finds; 0: it has none
+
+
+class CacheNews(Struct, frozen=True, tag="cache", gc=False):
+    """Worker to front, on a `Watch`: what came into its prefix cache, and what went.
+
+    Keys are of `infire.prefix`. Number 0 begins anew: all that was said before is void.
+    """
+
+    number: int  # one more than that of the last
+    added: tuple[bytes, ...] = ()
+    removed: tuple[bytes, ...] = ()
 
 
 # What a worker's link takes and gives. `wire.Generate` itself: prefill and decode here (role both).
 WorkerRequest = wire.Generate | Prefill | Resume | Watch
 WorkerEvent = (
-    wire.Started | wire.Tokens | wire.Finish | wire.Fault | Prefilled | Collected | Watched
+    wire.Started
+    | wire.Tokens
+    | wire.Finish
+    | wire.Fault
+    | Prefilled
+    | Collected
+    | Watched
+    | CacheNews
 )

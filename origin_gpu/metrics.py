@@ -38,6 +38,18 @@ class FrontMetrics:
             buckets=TTFT_BUCKETS_S,
             registry=registry,
         )
+        self.placements = Counter(
+            "edgefire_front_placements",
+            "Requests that were placed, by way: on two workers, on one, or on one for its cache.",
+            ("way",),
+            registry=registry,
+        )
+        self.cached_tokens = Counter(
+            "edgefire_front_cached_tokens",
+            "Prompt tokens that a prefix cache was expected to have, and that it had.",
+            ("kind",),
+            registry=registry,
+        )
         self.in_flight = Gauge(
             "edgefire_front_in_flight",
             "Requests that have not ended.",
@@ -63,15 +75,27 @@ class PoolCollector(Collector):
         up = GaugeMetricFamily(
             "edgefire_front_worker_up", "1 while a worker is ready.", labels=("worker", "role")
         )
+        keys = GaugeMetricFamily(
+            "edgefire_front_worker_cached_blocks",
+            "Blocks that a worker said it has in its prefix cache.",
+            labels=("worker",),
+        )
         tokens = GaugeMetricFamily(
             "edgefire_front_worker_tokens", "Tokens in flight at a worker.", labels=("worker",)
         )
         ends: dict[str, LinkStats] = {"edges": self._edges}
         for name, member in self._pool.members.items():
-            up.add_metric((name, member.at.role), float(member.candidate is not None))
+            up.add_metric((name, member.at.role), float(member.candidate() is not None))
             tokens.add_metric((name,), float(member.tokens_in_flight))
+            keys.add_metric((name,), float(self._pool.prefixes.num_keys_of(name)))
             ends[name] = member.link.stats
         yield up
+        yield keys
+        yield CounterMetricFamily(
+            "edgefire_front_cache_resyncs",
+            "Times that news of a worker's cache were lost, and all was asked for anew.",
+            value=self._pool.num_resyncs,
+        )
         yield tokens
         yield _frames(ends)
 

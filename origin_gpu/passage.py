@@ -7,16 +7,19 @@ When a worker is lost, or refuses, the request is computed anew on another, once
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
+from typing import Literal
 
 import anyio
 import msgspec
 
 from origin_gpu.handover import Prefill, Prefilled, Resume, WorkerEvent
-from origin_gpu.place import Placement, Split, Whole, place, place_whole
+from origin_gpu.place import Candidate, Placement, Split, Whole, place, place_whole
 from origin_gpu.pool import Pool
 from routing import wire
 from routing.errors import Code, Failure
@@ -24,6 +27,9 @@ from routing.link_server import Stream
 from routing.logs import log
 
 logger = logging.getLogger(__name__)
+
+# split: prefill and decode on two workers; local: both on one that only decodes, or only prefills
+Way = Literal["split", "whole", "local"]
 
 EXPECTED_OUTPUT = 256  # tokens: what a request is taken to decode when it may decode more
 
@@ -39,15 +45,21 @@ class _End:
 class Passage:
     """Carries one request, and knows how far it has come."""
 
-    def __init__(self, pool: Pool, stream: Stream[wire.Generate, wire.Event]) -> None:
+    def __init__(
+        self, pool: Pool, stream: Stream[wire.Generate, wire.Event], *, local_tokens: int = 0
+    ) -> None:
         self.request = stream.request
         self.ids = list(self.request.generated_ids)  # the output so far
         self.cached_tokens = 0
+        self.expected_cached_tokens = 0  # by the worker that was asked first to compute the prompt
         self.ttft_s: float | None = None
         self.reason: wire.Reason | None = None  # why it ended, once it has ended well
         self.prefill_worker: str | None = None  # that was asked last
         self.decode_worker: str | None = None
         self.second_try: Failure | None = None  # what made one necessary
+        self.way: Way | None = None  # in which it was placed first
+        self._local_tokens = local_tokens
+        self._known: dict[str, int] = {}  # worker: tokens of the request that it should have
         self._pool = pool
         self._stream = stream
         self._began = monotonic()
@@ -65,7 +77,9 @@ class Passage:
             raise Failure(Code.TIMEOUT, detail) from None
 
     async def _carry(self) -> None:
-        placement = place(self._pool.candidates(), self.request)
+        ready = self._ready()
+        placement = place(ready, self.request, local_tokens=self._local_tokens)
+        self._note(placement, ready)
         try:
             await self._go(placement)
         except Failure as failure:
@@ -76,6 +90,7 @@ class Passage:
     async def _go(self, placement: Placement) -> None:
         match placement:
             case Whole(worker):
+                # its prompt and its output, whatever of it is cached: that is read at every token
                 with self._pool.charge(worker, self._context + self._expected):
                     await self._relay(worker, self._so_far())
             case Split(prefill, decode):
@@ -119,10 +134,24 @@ class Passage:
 
         A decode worker that could not collect is well itself, and may be all that is left.
         """
-        others = self._pool.candidates(excluding={self._asked})
+        others = self._ready(excluding={self._asked})
         if len(self.ids) == len(self.request.generated_ids):
-            return place(others, self.request)
-        return place_whole(others or self._pool.candidates(), self.request)
+            return place(others, self.request, local_tokens=self._local_tokens)
+        return place_whole(others or self._ready(), self._so_far())
+
+    def _ready(self, *, excluding: AbstractSet[str] = frozenset()) -> list[Candidate]:
+        ready = self._pool.candidates(self._so_far(), excluding=excluding)
+        self._known = {it.name: it.cached_tokens for it in ready}
+        return ready
+
+    def _note(self, placement: Placement, ready: Sequence[Candidate]) -> None:
+        match placement:
+            case Split(prefill, _):
+                self.way, first = "split", prefill
+            case Whole(worker):
+                roles = {it.role for it in ready if it.name == worker}
+                self.way, first = "whole" if "both" in roles else "local", worker
+        self.expected_cached_tokens = self._known[first]
 
     async def _prefill(self, worker: str, request: wire.Generate, held: ExitStack) -> Prefilled:
         """The worker's answer; from then on `held` keeps the KV there until it is collected."""
@@ -135,7 +164,7 @@ class Passage:
             answered.set()
 
         self._asked = self.prefill_worker = worker
-        with self._pool.charge(worker, self._context):
+        with self._pool.charge(worker, max(1, self._context - self._known.get(worker, 0))):
             held.callback(self._pool.open(worker, Prefill(request), hear).cancel)
             await answered.wait()
         match answers:

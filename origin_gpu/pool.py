@@ -14,9 +14,12 @@ from typing import Self
 import anyio
 from msgspec import Struct
 
-from origin_gpu.handover import Peer, Watch, Watched, WorkerEvent
+from infire.prefix import Chain, root
+from origin_gpu.handover import CacheNews, Peer, Watch, Watched, WorkerEvent
 from origin_gpu.place import Candidate
+from origin_gpu.prefix_index import PrefixIndex
 from origin_gpu.settings import WorkerAt
+from routing import wire
 from routing.link import Call, Link
 from routing.link_flow import Wake
 from routing.link_frames import Pace
@@ -58,8 +61,7 @@ class Member:
         self.watching: Call | None = None
         self.watch_ended = Wake()
 
-    @property
-    def candidate(self) -> Candidate | None:
+    def candidate(self, cached_tokens: int = 0) -> Candidate | None:
         """As `place` sees it; None unless it is ready."""
         if self.watched is None or not self.watched.report.ready:
             return None
@@ -71,7 +73,16 @@ class Member:
             layout_digest=self.watched.layout_digest,
             room=max(0, report.max_waiting - report.waiting),
             tokens_in_flight=self.tokens_in_flight,
+            cached_tokens=cached_tokens,
         )
+
+    def caches(self, model: str) -> tuple[str, int] | None:
+        """Digest of the model, and tokens of a block, as far as it has any of it in blocks."""
+        if self.watched is None or not self.watched.block_tokens:
+            return None
+        reports = self.watched.report.models
+        digest = next((it.model_digest for it in reports if it.model == model), None)
+        return None if digest is None else (digest, self.watched.block_tokens)
 
     @property
     def peer(self) -> Peer | None:
@@ -90,6 +101,8 @@ class Pool:
         self.members = {
             at.name: Member(at, Link(at.url, secret, WorkerEvent, pace=pace)) for at in workers
         }
+        self.prefixes = PrefixIndex()
+        self.num_resyncs = 0  # watches begun anew because news of a cache were lost
 
     async def run(self) -> None:
         """Keep links to all workers and watch them, until cancelled."""
@@ -98,10 +111,28 @@ class Pool:
                 tasks.start_soon(member.link.run)
                 tasks.start_soon(self._keep_watching, member)
 
-    def candidates(self, *, excluding: Iterable[str] = ()) -> list[Candidate]:
-        """The workers that are ready now."""
-        found = (member.candidate for member in self.members.values())
+    def candidates(
+        self, request: wire.Generate | None = None, *, excluding: Iterable[str] = ()
+    ) -> list[Candidate]:
+        """The workers that are ready now, with what their caches should have of `request`."""
+        cached = self._cached(request) if request else {}
+        found = (it.candidate(cached.get(name, 0)) for name, it in self.members.items())
         return [it for it in found if it is not None and it.name not in excluding]
+
+    def _cached(self, request: wire.Generate) -> dict[str, int]:
+        """Tokens of the request, output so far included, that are known to be at each worker."""
+        alike: dict[tuple[str, int], list[str]] = {}  # workers whose caches have the same keys
+        for name, member in self.members.items():
+            if shape := member.caches(request.model):
+                alike.setdefault(shape, []).append(name)
+        ids = request.token_ids + request.generated_ids
+        cached: dict[str, int] = {}
+        for (digest, size), names in alike.items():
+            chain = Chain(root(request.tenant_salt, digest, request.adapter), size)
+            most = (len(ids) - 1) // size  # the last token is computed in any case
+            found = self.prefixes.num_found(names, chain, ids, most)
+            cached.update((name, size * count) for name, count in found.items())
+        return cached
 
     def reports(self) -> tuple[ProcessReport, ...]:
         """The last words of the workers that are here."""
@@ -140,7 +171,11 @@ class Pool:
         member.watching = member.link.open_nowait(Watch(peers), partial(self._hear, member))
 
     def _hear(self, member: Member, event: WorkerEvent | None) -> None:
-        if isinstance(event, Watched):
+        if isinstance(event, CacheNews):
+            if not self.prefixes.hear(member.at.name, event):
+                self.num_resyncs += 1
+                self._watch(member)
+        elif isinstance(event, Watched):
             member.watched = event
             if event.kv_address != member.kv_address:
                 member.kv_address = event.kv_address
@@ -148,6 +183,7 @@ class Pool:
         else:  # a fault, or the end: it is gone, or cannot be watched
             member.watched = None
             member.watching = None
+            self.prefixes.forget(member.at.name)
             member.watch_ended.set()
 
     def _spread_the_table(self) -> None:

@@ -26,10 +26,14 @@ def region_report(
 
 def room(ready: Sequence[Candidate]) -> int:
     """Requests that would still be taken: a split one needs room at both its ends."""
-    by_role = {"prefill": 0, "decode": 0, "both": 0}
+    by_role: dict[str, int] = {}
     for it in ready:
-        by_role[it.role] += it.room
-    return by_role["both"] + min(by_role["prefill"], by_role["decode"])
+        by_role[it.role] = by_role.get(it.role, 0) + it.room
+    both = by_role.pop("both", None)
+    split = min(by_role.values(), default=0)
+    if len(by_role) == 1 and both is not None:  # half of a pair is used where nothing else is
+        split = 0
+    return split + (both or 0)
 
 
 def served_models(ready: Sequence[Candidate]) -> tuple[ModelReport, ...]:

@@ -10,6 +10,10 @@ from typing import Literal, cast, get_args
 WorkerRole = Literal["prefill", "decode", "both"]
 KVWay = Literal["shared", "nixl"]
 
+# A decode worker computes a prompt itself where it has to compute no more tokens than this.
+# Measured with loadtest.bench.interference; see origin_gpu/README.md.
+LOCAL_TOKENS = 32
+
 _WORKER = re.compile(r"(?P<name>[^=@]+)=(?P<role>[a-z]+)@(?P<url>https?://[^/]+)/?")
 
 
@@ -28,6 +32,7 @@ class FrontSettings:
     region: str
     workers: tuple[WorkerAt, ...]
     secret_file: Path
+    local_tokens: int = LOCAL_TOKENS
     journal: Path | None = None  # of usage; None: it is not kept
     journal_days: float = 7.0  # that a row of it is kept
     journal_rows: int = 1_000_000  # the most that are kept: about 200 MB

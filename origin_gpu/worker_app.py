@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 TELL_EVERY_S = 1.0
 TELL_AT_MOST_EVERY_S = 0.1
+TELL_CACHE_EVERY_S = 0.05
 
 
 class WorkerApp:
@@ -85,21 +86,33 @@ class WorkerApp:
         engine, changed = self.worker.engine, Wake()
         engine.listeners.add(changed)
         try:
-            while True:
-                said = self._watched()
-                stream.send(said)
-                await anyio.sleep(TELL_AT_MOST_EVERY_S)
-                with anyio.move_on_after(TELL_EVERY_S):
-                    while self._watched() == said:
-                        await changed.wait()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._tell_cache, stream)
+                while True:
+                    said = self._watched()
+                    stream.send(said)
+                    await anyio.sleep(TELL_AT_MOST_EVERY_S)
+                    with anyio.move_on_after(TELL_EVERY_S):
+                        while self._watched() == said:
+                            await changed.wait()
         finally:
             engine.listeners.discard(changed)
+
+    async def _tell_cache(self, stream: Stream[WorkerRequest, WorkerEvent]) -> None:
+        """Say what comes into the engine's prefix cache and what goes, many blocks at once."""
+        with self.worker.engine.cache.reader() as reader:
+            while True:
+                await reader.wake.wait()
+                while news := reader.take():
+                    stream.send(news)
+                await anyio.sleep(TELL_CACHE_EVERY_S)
 
     def _watched(self) -> Watched:
         return Watched(
             report=self.worker.report(),
             kv_address=self.worker.door.address,
             layout_digest=self.worker.engine.layout_digest,
+            block_tokens=self.worker.engine.cached_block_tokens,
         )
 
 

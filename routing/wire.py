@@ -54,6 +54,7 @@ class Generate(Struct, frozen=True, kw_only=True, tag="generate"):
     grammar: Grammar | None = None
     adapter: str | None = None
     priority: int = 0  # higher goes first
+    affinity: bytes = b""  # of its session or beginning: equal ones go to the same worker
     budget_s: float  # time left, not a time of day: clocks differ between machines
 
 

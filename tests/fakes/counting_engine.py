@@ -51,7 +51,9 @@ def counting_engine(
         context_window=window,
         vocab_size=VOCABULARY + NUM_SPECIAL,
     )
-    scheduler = Scheduler([BlockPool(num_blocks)], layout.groups, limits)
+    scheduler = Scheduler(
+        [BlockPool(num_blocks)], layout.groups, limits, model_digest=layout.model_digest
+    )
     hello = Hello(
         model=model,
         model_digest=digest,

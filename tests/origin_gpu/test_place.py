@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from origin_gpu.place import Candidate, Placement, Split, Whole, place, place_whole
@@ -96,14 +97,61 @@ def test_full_workers_are_passed_over_and_when_all_are_full_the_client_is_told_w
     ("ready", "code"),
     [
         ([], Code.UNAVAILABLE),
-        ([PREFILL], Code.UNAVAILABLE),
-        ([DECODE], Code.UNAVAILABLE),
         ([replace(BOTH, models=(report("other"),))], Code.UNAVAILABLE),
         ([replace(BOTH, models=(report(tokenizer="old"),))], Code.STALE_TOKENIZER),
     ],
 )
 def test_without_a_way_to_serve_the_reason_is_told(ready: list[Candidate], code: Code) -> None:
     assert failure(ready).code is code
+
+
+@pytest.mark.parametrize("only", [PREFILL, DECODE])
+def test_where_a_role_is_missing_the_other_does_both(only: Candidate) -> None:
+    assert place([only], REQUEST) == Whole(only.name)
+    assert failure([replace(only, room=0)]).code is Code.NO_CAPACITY
+
+
+def test_full_prefill_workers_are_not_missing() -> None:
+    assert failure([replace(PREFILL, room=0), DECODE]).code is Code.NO_CAPACITY
+
+
+def test_the_worker_that_has_the_prefix_gets_the_request_until_it_is_too_busy() -> None:
+    """Case 20: it saves 2 of 3 tokens there, so it may be 2 tokens busier."""
+    hot = replace(PREFILL, name="hot", cached_tokens=2)
+    cold = replace(PREFILL, name="cold")
+    for in_flight, chosen in ((0, "hot"), (1, "hot"), (3, "cold")):
+        ready = [replace(hot, tokens_in_flight=in_flight), cold, DECODE]
+        assert place(ready, REQUEST) == Split(chosen, "d")
+
+
+def test_short_work_is_done_where_the_output_is_made() -> None:
+    warm = replace(DECODE, name="warm", cached_tokens=2)
+    assert place([PREFILL, DECODE, warm], REQUEST, local_tokens=1) == Whole("warm")
+    assert place([PREFILL, DECODE, warm], REQUEST, local_tokens=0) == Split("p", "warm")
+    assert place([PREFILL, DECODE], REQUEST, local_tokens=2) == Split("p", "d")
+    assert place([PREFILL, DECODE], REQUEST, local_tokens=3) == Whole("d")
+
+
+def test_but_not_where_much_more_is_going_on_than_elsewhere() -> None:
+    warm = replace(DECODE, name="warm", cached_tokens=2, tokens_in_flight=13)
+    for in_flight, placed in ((10, Whole("warm")), (9, Split("p", "d"))):
+        ready = [PREFILL, replace(DECODE, tokens_in_flight=in_flight), warm]
+        assert place(ready, REQUEST, local_tokens=1) == placed
+
+
+def test_equals_are_told_apart_by_the_session() -> None:
+    ready = [replace(it, name=f"{it.name}{n}") for n in range(4) for it in (PREFILL, DECODE)]
+    fewer = [it for it in ready if it.name != "p0"]
+    chosen = set()
+    for session in range(64):
+        request = msgspec.structs.replace(REQUEST, affinity=bytes([session]) * 16)
+        placed = place(ready, request)
+        assert isinstance(placed, Split)
+        assert place(ready[::-1], request) == placed
+        if placed.prefill != "p0":  # a worker less moves only its own sessions
+            assert place(fewer, request) == placed
+        chosen.add(placed.prefill)
+    assert chosen == {f"p{n}" for n in range(4)}
 
 
 def test_one_model_may_be_served_with_two_tokenizers() -> None:
@@ -133,13 +181,16 @@ def test_whatever_the_pool_a_placement_is_one_that_works(seed: int) -> None:
             layout_digest=rng.choice(["l", "k"]),
             room=rng.randrange(3),
             tokens_in_flight=rng.randrange(100),
+            cached_tokens=rng.randrange(3),
         )
         for n in range(rng.randrange(7))
     ]
     by_name = {it.name: it for it in ready}
     able = [it for it in ready if it.room and report() in it.models]
+    roles = {it.role for it in ready if report() in it.models}
+    local_tokens = rng.randrange(4)
     try:
-        placed: Placement = place(ready, REQUEST)
+        placed: Placement = place(ready, REQUEST, local_tokens=local_tokens)
     except Failure:
         assert not any(it.role == "both" for it in able)
         assert not any(
@@ -151,7 +202,9 @@ def test_whatever_the_pool_a_placement_is_one_that_works(seed: int) -> None:
     match placed:
         case Whole(worker):
             assert by_name[worker] in able
-            assert by_name[worker].role == "both"
+            local = by_name[worker].cached_tokens + local_tokens >= len(REQUEST.token_ids)
+            role = by_name[worker].role
+            assert len(roles) == 1 or role == "both" or (role == "decode" and local)
         case Split(prefill, decode):
             assert {by_name[prefill].role, by_name[decode].role} == {"prefill", "decode"}
             assert by_name[prefill].layout_digest == by_name[decode].layout_digest
@@ -161,10 +214,13 @@ def test_whatever_the_pool_a_placement_is_one_that_works(seed: int) -> None:
 
 def test_a_region_has_room_as_far_as_both_sides_have() -> None:
     assert room([replace(PREFILL, room=9), DECODE, replace(DECODE, room=1), BOTH]) == 6 + 5
-    assert room([PREFILL]) == 0
+    assert room([PREFILL]) == 5
+    assert room([PREFILL, BOTH]) == 5
+    assert room([]) == 0
 
 
 def test_a_region_serves_a_model_when_a_request_could_go_all_the_way() -> None:
-    assert served_models([PREFILL]) == ()
-    smaller = replace(DECODE, models=(report(max_sequence_tokens=40), report("decode-only")))
-    assert served_models([PREFILL, smaller]) == (report(max_sequence_tokens=40),)
+    assert served_models([PREFILL, replace(DECODE, layout_digest="other")]) == ()
+    smaller = replace(DECODE, models=(report(max_sequence_tokens=40), report("elsewhere")))
+    both = (report("elsewhere"), report(max_sequence_tokens=40))
+    assert served_models([PREFILL, smaller]) == both

@@ -72,6 +72,7 @@ class Shape:
     roles: tuple[str, ...] = ("prefill", "decode")
     step_s: float = 0.0
     worker_flags: tuple[str, ...] = ()
+    front_flags: tuple[str, ...] = ()
     edge_flags: tuple[str, ...] = ()
 
 
@@ -235,6 +236,7 @@ def _start_regions(made: World, shape: Shape, folder: Path, secret: Path) -> Non
             process = start(made, name, worker_words(made, shape, region, role, folder))
             flags += ["--worker", f"{name}={role}@{process.url}"]
         words = ["origin_gpu", "front", "--region", region, "--secret-file", str(secret), *flags]
+        words += ["--local-tokens", "0", *shape.front_flags]  # 0: short prompts are split as well
         start(made, f"{region}-front", words)
 
 
