@@ -115,7 +115,7 @@ class Passage:
             self._finish(reason)
             return
         try:
-            placement = self._other_placement()
+            placement = self._other_placement(failure)
         except Failure:
             raise failure from None
         log(
@@ -129,14 +129,16 @@ class Passage:
         )
         await self._go(placement)
 
-    def _other_placement(self) -> Placement:
+    def _other_placement(self, failure: Failure) -> Placement:
         """Without the worker that failed, if possible. Raises Failure.
 
         A decode worker that could not collect is well itself, and may be all that is left.
         """
         others = self._ready(excluding={self._asked})
         if len(self.ids) == len(self.request.generated_ids):
-            return place(others, self.request, local_tokens=self._local_tokens)
+            # What prefill workers have no room for is not for decode workers to do.
+            lone = failure.code is not Code.NO_CAPACITY
+            return place(others, self.request, local_tokens=self._local_tokens, lone=lone)
         return place_whole(others or self._ready(), self._so_far())
 
     def _ready(self, *, excluding: AbstractSet[str] = frozenset()) -> list[Candidate]:

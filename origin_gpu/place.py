@@ -53,19 +53,25 @@ Placement = Split | Whole
 
 
 def place(
-    ready: Sequence[Candidate], request: wire.Generate, *, local_tokens: int = 0
+    ready: Sequence[Candidate],
+    request: wire.Generate,
+    *,
+    local_tokens: int = 0,
+    lone: bool = True,
 ) -> Placement:
     """Where `request` goes. Failure: UNAVAILABLE, STALE_TOKENIZER, INCOMPATIBLE or NO_CAPACITY.
 
     A decode worker computes up to `local_tokens` of a prompt itself: to hand over takes longer.
+    Without `lone`, the workers of one role do not do both where those of the other are missing.
     """
     serving = _serving(ready, request)
-    if not options(serving):
+    lone = lone and _lone(serving)
+    if not _ways(serving, lone=lone):
         detail = "no prefill worker of {} has a decode worker with the same KV layout"
         raise Failure(Code.INCOMPATIBLE, detail.format(request.model))
     able = [it for it in serving if it.room > 0]
     order = _Order(request, able)
-    ways = _ways(able, order, lone=_lone(serving))
+    ways = _ways(able, order, lone=lone)
     if not ways:
         raise _full(request.model)
     best = min(ways, key=order.load)

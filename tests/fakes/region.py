@@ -25,6 +25,7 @@ from starlette.routing import Route
 from infire.kv_layout import KVGroup, KVLayout
 from origin_gpu.front import create_app
 from origin_gpu.handover import (
+    CacheNews,
     Collected,
     KVTicket,
     Peer,
@@ -58,6 +59,7 @@ LAYOUT = KVLayout(
 )
 ASSETS = wire.TextAssets(tokenizer_json=b"{}", chat_template="", stop_ids=(0,))
 
+BLOCK_TOKENS = 4
 Stage = Literal["prefill", "held", "collect", "token", "finish"]
 
 
@@ -76,6 +78,7 @@ class FakeWorker:
     kv_address: str = ""
     tokenizer_digest: str = ASSETS.digest
     layout_digest: str = "layout"
+    news: list[CacheNews] = field(default_factory=list)  # not told yet
     asked: list[WorkerRequest] = field(default_factory=list)
     open: Counter[str] = field(default_factory=Counter)  # streams being answered, by kind
     peers: tuple[Peer, ...] = ()
@@ -104,6 +107,11 @@ class FakeWorker:
     def of(self, kind: type[Any]) -> list[Any]:
         """The requests of this kind that came, in order."""
         return [request for request in self.asked if isinstance(request, kind)]
+
+    def tell(self, news: CacheNews) -> None:
+        """Say what came into the prefix cache, and what went."""
+        self.news.append(news)
+        self.say()
 
     def say(self) -> None:
         """Report now."""
@@ -145,8 +153,11 @@ class FakeWorker:
                     report=self._report(),
                     kv_address=self.kv_address,
                     layout_digest=self.layout_digest,
+                    block_tokens=BLOCK_TOKENS,
                 )
             )
+            while self.news:
+                stream.send(self.news.pop(0))
             await self._said.wait()
 
     def _report(self) -> ProcessReport:
@@ -274,6 +285,14 @@ class FakeRegion:
     def __getitem__(self, name: str) -> FakeWorker:
         return self.workers[name]
 
+    async def wait_known(self, name: str, num_blocks: int) -> None:
+        """Until the front knows of so many blocks in that worker's cache."""
+        line = f'edgefire_front_worker_cached_blocks{{worker="{name}"}} {float(num_blocks)}'
+        async with httpx2.AsyncClient(headers=bearer(SECRET), trust_env=False) as client:
+            with anyio.fail_after(10):
+                while line not in (await client.get(f"{self.url}/metrics")).text.splitlines():
+                    await anyio.sleep(0.005)
+
     async def wait_idle(self) -> None:
         """Until no worker answers anything, and the front has nothing in flight."""
         async with httpx2.AsyncClient(headers=bearer(SECRET), trust_env=False) as client:
@@ -306,6 +325,7 @@ async def fake_region(*workers: FakeWorker) -> AsyncGenerator[FakeRegion, None]:
             region="here",
             workers=tuple(WorkerAt(name=w.name, role=w.role, url=w.url) for w in workers),
             secret_file=Path("read-by-run-only"),
+            local_tokens=0,
         )
         listener = listening_socket("127.0.0.1", 0)
         front = Serving(create_app(settings, SECRET, address(listener), pace=BRISK), listener)

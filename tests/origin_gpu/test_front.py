@@ -13,13 +13,15 @@ import httpx2
 import msgspec
 import pytest
 
-from origin_gpu.handover import Prefill, Resume
+from infire.prefix import chain_keys, root
+from origin_gpu.handover import CacheNews, Prefill, Resume, Watch
 from routing import wire
 from routing.errors import Code, Failure
 from routing.region import RegionReport
 from routing.secret import bearer
 from tests.fakes.region import (
     ASSETS,
+    BLOCK_TOKENS,
     MODEL,
     SECRET,
     FakeRegion,
@@ -172,7 +174,16 @@ async def test_without_another_the_edge_is_told_what_the_first_said() -> None:
         region["p0"].gates["prefill"] = failing(FULL)
         assert await answer(region, request()) == [wire.Fault(Code.NO_CAPACITY, "full", 3.0)]
         region["p0"].gates["prefill"] = failing(LOST)
-        assert code(await answer(region, request())) is Code.LOST
+        region["d0"].gates["token"] = failing(FULL)
+        assert code(await answer(region, request())) is Code.NO_CAPACITY
+
+
+async def test_when_the_only_prefill_worker_fails_a_decode_worker_does_it_all() -> None:
+    async with split_region() as region:
+        region["p0"].gates["prefill"] = failing(LOST)
+        events = await answer(region, request())
+        assert ids(events) == list(range(101, 111))
+        assert isinstance(events[-1], wire.Finish)
 
 
 async def test_what_the_request_itself_is_to_blame_for_is_not_tried_twice() -> None:
@@ -289,6 +300,55 @@ async def test_requests_that_cannot_be_placed_are_refused_with_the_reason() -> N
         assert refusal.retry_after_s
 
 
+def prompt_of(tenant: bytes) -> tuple[wire.Generate, list[bytes]]:
+    """A prompt of five blocks and a bit, and what names them."""
+    asked = request(token_ids=tuple(range(200, 222)), tenant_salt=tenant)
+    return asked, chain_keys(root(tenant, "m", None), asked.token_ids, BLOCK_TOKENS)
+
+
+async def test_a_prompt_goes_where_its_beginning_is_cached() -> None:
+    asked, keys = prompt_of(b"tenant")
+    async with split_region(num_prefill=3) as region:
+        region["p1"].tell(CacheNews(0, tuple(keys[:2])))
+        region["p2"].tell(CacheNews(0, tuple(keys[:4])))
+        await region.wait_known("p2", 4)
+        await answer(region, asked)
+        assert len(region["p2"].of(Prefill)) == 1
+        await answer(region, prompt_of(b"another")[0])  # the same ids, for whom nothing is cached
+        assert len(region["p0"].of(Prefill)) == 1
+        region["p2"].tell(CacheNews(1, (), tuple(keys[:3])))
+        await region.wait_known("p2", 1)
+        await answer(region, asked)
+        assert len(region["p1"].of(Prefill)) == 1
+
+
+async def test_news_of_a_cache_that_were_lost_are_asked_for_anew() -> None:
+    """Case 21: a gap is noticed, and costs a watch; until then the prompt goes anywhere."""
+    asked, keys = prompt_of(b"tenant")
+    async with split_region(num_prefill=2) as region:
+        region["p1"].tell(CacheNews(0, tuple(keys[:1])))
+        await region.wait_known("p1", 1)
+        before = len(region["p1"].of(Watch))
+        region["p1"].tell(CacheNews(2, tuple(keys[2:])))
+        await region.wait_known("p1", 0)
+        with anyio.fail_after(10):
+            while len(region["p1"].of(Watch)) == before:
+                await anyio.sleep(0.005)
+        assert ids(await answer(region, asked)) == list(range(222, 232))
+        region["p1"].tell(CacheNews(0, tuple(keys)))
+        await region.wait_known("p1", 5)
+        await answer(region, asked)
+        assert len(region["p1"].of(Prefill)) == 1
+
+
+async def test_a_worker_that_is_gone_has_nothing_cached() -> None:
+    async with split_region(num_prefill=2) as region:
+        region["p1"].tell(CacheNews(0, (b"k" * 16,)))
+        await region.wait_known("p1", 1)
+        await region.kill("p1")
+        await region.wait_known("p1", 0)
+
+
 async def test_load_is_spread_by_tokens_in_flight() -> None:
     async with split_region(num_prefill=2, num_decode=2) as region:
         latches = {name: Latch() for name in ("p0", "p1")}
@@ -394,11 +454,20 @@ async def test_a_front_is_ready_when_a_request_could_go_all_the_way() -> None:
     async with split_region() as region, httpx2.AsyncClient() as client:
         assert (await client.get(f"{region.url}/health")).status_code == 200
         assert (await client.get(f"{region.url}/ready")).status_code == 200
-        await region.kill("d0")
+        await region.kill("d0")  # one alone does both
+        with anyio.fail_after(10):
+            while 'role="decode",worker="d0"} 0.0' not in await metrics(client, region):
+                await anyio.sleep(0.01)
+        assert (await client.get(f"{region.url}/ready")).status_code == 200
+        await region.kill("p0")
         with anyio.fail_after(10):
             while (await client.get(f"{region.url}/ready")).status_code != 503:
                 await anyio.sleep(0.01)
         assert (await client.get(f"{region.url}/health")).status_code == 200
+
+
+async def metrics(client: httpx2.AsyncClient, region: FakeRegion) -> str:
+    return (await client.get(f"{region.url}/metrics")).text
 
 
 async def test_metrics_count_requests_tokens_and_frames() -> None:
@@ -430,7 +499,7 @@ async def test_text_assets_come_from_a_worker_once_and_only_if_they_are_what_was
             worker.tokenizer_digest = "claimed"
             worker.say()
         with anyio.fail_after(10):
-            while (await answer(region, request()))[-1] == finish():
+            while not isinstance((await answer(region, request()))[-1], wire.Fault):
                 await anyio.sleep(0.01)
         response = await client.get(f"{region.url}/v1/assets/claimed", headers=bearer(SECRET))
         assert response.status_code == 404

@@ -113,7 +113,9 @@ async def real_region(
         words = ("worker", "--role", role, *model, *flags)
         processes[name], urls[name] = start(folder, name, *words)
         named += ["--worker", f"{name}={role}@{urls[name]}"]
-    processes["front"], urls["front"] = start(folder, "front", "front", *named)
+    processes["front"], urls["front"] = start(
+        folder, "front", "front", "--local-tokens", "0", *named
+    )
     try:
         async with (
             httpx2.AsyncClient(headers=bearer(secret), timeout=60, trust_env=False) as client,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -14,7 +15,16 @@ import pytest
 
 from infire.notes import Gauges
 from origin_gpu import kv_transfer, worker_app
-from origin_gpu.handover import Collected, Prefill, Prefilled, Resume, Watch, Watched, WorkerEvent
+from origin_gpu.handover import (
+    CacheNews,
+    Collected,
+    Prefill,
+    Prefilled,
+    Resume,
+    Watch,
+    Watched,
+    WorkerEvent,
+)
 from origin_gpu.kv_files import KVFiles
 from origin_gpu.kv_shared import SharedFiles
 from origin_gpu.kv_transfer import DoorTransport
@@ -435,11 +445,13 @@ async def test_watching(tmp_path: Path) -> None:
         with anyio.fail_after(PATIENCE_S):
             first = await anext(said)
             assert isinstance(first, Watched)
+            assert first.block_tokens == 16
             assert first.report == p.report
             assert first.kv_address == p.peer.kv_address
             assert first.layout_digest == p.app.worker.engine.layout_digest != ""
             assert first.report.models[0].model == MODEL
             assert first.report.models[0].context_window == CONTEXT_WINDOW
+            assert await anext(said) == CacheNews(0)
             assert await anext(said) == first
 
 
@@ -451,10 +463,17 @@ async def test_changes_are_said_without_waiting_for_the_second(
         said = aiter(events)
         with anyio.fail_after(PATIENCE_S):
             async with p.link.open(Prefill(p.generate(65))):
-                while not (await anext(said)).report.held:  # type: ignore[union-attr]
+                while not await held(said):
                     pass
-            while (await anext(said)).report.held:  # type: ignore[union-attr]
+            while await held(said):
                 pass
+
+
+async def held(said: AsyncIterator[WorkerEvent]) -> int:
+    """How much the worker holds, as it says next."""
+    while not isinstance(watched := await anext(said), Watched):
+        pass
+    return watched.report.held
 
 
 async def test_what_it_tells_who_has_the_secret(tmp_path: Path) -> None:

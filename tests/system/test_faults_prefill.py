@@ -97,9 +97,15 @@ async def test_a_prefill_worker_killed_in_the_middle_of_the_read(tmp_path: Path)
 
 
 async def test_a_prefill_that_fails_is_told_at_once(tmp_path: Path) -> None:
-    """Case 5: an error inside the step, with one worker to do it; the next request is served."""
+    """Case 5: an error inside the step. The decode worker does it all; where it fails, too, the
+    client is told, and the next request is served."""
     async with world(tmp_path) as w:
         await restart(w, "weur-prefill", faulty_words(w, "prefill", "--poison", str(ord("%"))))
+        await wait_served(w)
+        with anyio.fail_after(ANSWER_S):
+            answer = await w.raw("AAA%", 8)
+        assert answer.json()["result"]["response"] == counted("%", 8)
+        await restart(w, "weur-decode", faulty_words(w, "decode", "--poison", str(ord("%"))))
         await wait_served(w)
         with anyio.fail_after(ANSWER_S):
             failed = await w.raw("AAA%", 8)
