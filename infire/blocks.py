@@ -35,7 +35,7 @@ class BlockPool:
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self.tags = [0] * num_blocks
-        self.evicted: list[tuple[int, bytes]] = []  # block and key; for who asks, who also clears
+        self.evicted: list[tuple[int, bytes]] = []  # block and key, since `take_news`
         self.added: list[bytes] = []  # keys, as above
         self._free = list(range(num_blocks - 1, -1, -1))  # a stack: what was used last is in cache
         self._idle: OrderedDict[int, None] = OrderedDict()  # keyed, nobody's; the oldest first
@@ -103,6 +103,16 @@ class BlockPool:
             else:
                 self._idle[block] = None
 
+    def take_news(self) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+        """Keys that came since the last call and are here, and those that went and are not."""
+        if not self.added and not self.evicted:
+            return (), ()
+        touched = dict.fromkeys([*self.added, *(key for _, key in self.evicted)])
+        self.added.clear()
+        self.evicted.clear()
+        here = tuple([key for key in touched if key in self._block_of])
+        return here, tuple([key for key in touched if key not in self._block_of])
+
     def idle(self) -> list[tuple[int, bytes]]:
         """Blocks that nobody has, with their keys, the first to be evicted first."""
         found = ((block, self._key_of[block]) for block in self._idle)
@@ -161,6 +171,12 @@ class KVSpace:
     @property
     def num_free(self) -> int:
         return sum(pool.num_free for _, pool in self._groups)
+
+    def take_news(self) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+        """Keys that came and went since the last call: of a group that forgets least."""
+        first = next((n for n, (group, _) in enumerate(self._groups) if not group.window), 0)
+        news = [pool.take_news() for _, pool in self._groups]
+        return news[first]
 
     @property
     def num_blocks(self) -> int:

@@ -101,7 +101,7 @@ class Engine:
         elif not self._answers:
             return None
         answers, self._answers = tuple(self._answers), []
-        return Results(self.gauges(), tuple(steps), answers)
+        return Results(self.gauges(), tuple(steps), answers, *self._scheduler.take_cache_news())
 
     def gauges(self) -> Gauges:
         return self._scheduler.gauges(self._step_s)

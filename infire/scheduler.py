@@ -132,6 +132,10 @@ class Scheduler:
         lost, self._lost = self._lost, []
         return lost
 
+    def take_cache_news(self) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+        """Keys that came into the prefix cache since the last call, and those that it lost."""
+        return self._space.take_news()
+
     def place(self) -> list[Adoption]:
         """Give blocks to sequences whose KV comes from a file, as far as there is room.
 

@@ -40,6 +40,7 @@ class Process:
     url: str
     popen: subprocess.Popen[bytes]
     log: Path
+    words: Sequence[str] = ()  # that it was started with
 
     def kill(self) -> None:
         self.popen.send_signal(signal.SIGKILL)
@@ -69,7 +70,7 @@ class Shape:
     """What the fleet looks like, and how slow its engines are."""
 
     regions: tuple[str, ...] = ("weur",)
-    roles: tuple[str, ...] = ("prefill", "decode")
+    roles: tuple[str, ...] = ("prefill", "decode")  # a second one of a role is "prefill-1"
     step_s: float = 0.0
     worker_flags: tuple[str, ...] = ()
     front_flags: tuple[str, ...] = ()
@@ -217,12 +218,13 @@ def start(made: World, name: str, words: Sequence[str], port: int = 0) -> Proces
             env={**os.environ, "EDGEFIRE_HOME": str(made.home), "OMP_NUM_THREADS": "1"},
         )
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    made.processes[name] = Process(name, url, popen, log)
+    made.processes[name] = Process(name, url, popen, log, words)
     return made.processes[name]
 
 
 def worker_words(made: World, shape: Shape, region: str, role: str, folder: Path) -> list[str]:
     engine = f"{sys.executable} {ROOT / 'tests/fakes/counting_engine.py'} --step-s {shape.step_s}"
+    role = role.partition("-")[0]  # of the name: several of a role are numbered
     words = ["origin_gpu", "worker", "--region", region, "--role", role, "--model", MODEL]
     words += ["--model-dir", str(folder), "--secret-file", str(made.home / "secret")]
     return [*words, "--engine-command", engine, *shape.worker_flags]
@@ -234,7 +236,7 @@ def _start_regions(made: World, shape: Shape, folder: Path, secret: Path) -> Non
         for role in shape.roles:
             name = f"{region}-{role}"
             process = start(made, name, worker_words(made, shape, region, role, folder))
-            flags += ["--worker", f"{name}={role}@{process.url}"]
+            flags += ["--worker", f"{name}={role.partition('-')[0]}@{process.url}"]
         words = ["origin_gpu", "front", "--region", region, "--secret-file", str(secret), *flags]
         words += ["--local-tokens", "0", *shape.front_flags]  # 0: short prompts are split as well
         start(made, f"{region}-front", words)
