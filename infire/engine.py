@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from time import monotonic
 
 from infire.admission import Refusal
@@ -10,7 +11,6 @@ from infire.notes import (
     Adopted,
     Answer,
     Drop,
-    Export,
     Exported,
     Gauges,
     Note,
@@ -21,6 +21,16 @@ from infire.notes import (
 from infire.plan import Runner
 from infire.request import Sequence, Step
 from infire.scheduler import Adoption, Scheduler
+
+PART_TOKENS = 256  # computed before one more part of an export is written, but for the last
+
+
+@dataclass(slots=True)
+class _Export:
+    """A file that KV is written to as it is computed."""
+
+    path: str
+    num_tokens: int = 0  # written
 
 
 class Engine:
@@ -35,23 +45,38 @@ class Engine:
         self._scheduler = scheduler
         self._runner = runner
         self._clock = clock
-        self._kv_paths: dict[str, str] = {}  # of requests that wait for blocks to adopt into
+        # Of requests that wait for blocks to adopt into: the file, and the ends of its parts.
+        self._adopts: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self._exports: dict[str, _Export] = {}
         self._answers: list[Answer] = []
         self._step_s = 0.0
 
     def do(self, note: Note) -> None:
         match note:
             case Submit():
-                self.submit(note.sequence, note.kv_path, note.num_adopted)
+                self.submit(
+                    note.sequence,
+                    note.kv_path,
+                    note.num_adopted,
+                    part_ends=note.part_ends,
+                    export_path=note.export_path,
+                )
             case Drop():
                 self.drop(note.request_id)
-            case Export():
-                self.export(note.request_id, note.path)
 
-    def submit(self, sequence: Sequence, kv_path: str | None = None, num_adopted: int = 0) -> None:
+    def submit(
+        self,
+        sequence: Sequence,
+        kv_path: str | None = None,
+        num_adopted: int = 0,
+        *,
+        part_ends: tuple[int, ...] = (),
+        export_path: str | None = None,
+    ) -> None:
         """Run `sequence`, with the KV of its first `num_adopted` tokens read from `kv_path`.
 
-        Answers `Refused` if it can never run, `Adopted` once the file has been read.
+        Answers `Refused` if it can never run, `Adopted` once the file has been read, `Exported`
+        whenever more is in the file at `export_path`.
         """
         try:
             if (kv_path is None) != (num_adopted == 0):
@@ -61,32 +86,19 @@ class Engine:
             self._refuse(sequence.request_id, refusal.code, refusal.detail)
             return
         if kv_path is not None:
-            self._kv_paths[sequence.request_id] = kv_path
+            self._adopts[sequence.request_id] = kv_path, part_ends
+        if export_path is not None:
+            self._exports[sequence.request_id] = _Export(export_path)
 
     def drop(self, request_id: str) -> None:
         """Forget a request; unknown ids are ignored. Nothing more is said of it."""
-        self._kv_paths.pop(request_id, None)
+        self._adopts.pop(request_id, None)
+        self._exports.pop(request_id, None)
         self._scheduler.drop(request_id)
-
-    def export(self, request_id: str, path: str) -> None:
-        """Write the KV of a held sequence to a new file. Answers `Exported`.
-
-        Answers `Refused` (lost) when the file cannot be written; the hold has then ended.
-        """
-        seq = self._scheduler.held(request_id)
-        if seq is None:
-            self._answers.append(Exported(request_id, None))
-            return
-        try:
-            num_bytes = self._runner.export(seq.block_ids, seq.num_computed, path)
-        except OSError as error:
-            self.drop(request_id)
-            self._refuse(request_id, "lost", f"KV cannot be written: {error}")
-        else:
-            self._answers.append(Exported(request_id, num_bytes))
 
     def step(self) -> Results | None:
         """Make one step. None when there was nothing to compute and nothing to answer."""
+        self._write_out()
         began = self._clock()
         for adoption in self._scheduler.place():
             self._adopt(adoption)
@@ -94,11 +106,11 @@ class Engine:
         steps: list[Step] = []
         if plan:
             steps = self._scheduler.commit(plan, self._runner.run(plan))
-            for request_id in self._scheduler.take_lost():
-                self._refuse(request_id, "lost", "a KV block of it was handed out again")
             self._step_s = self._clock() - began
             self._scheduler.took(plan, self._step_s)
-        elif not self._answers:
+        for request_id in self._scheduler.take_lost():
+            self._refuse(request_id, "lost", "a KV block of it was handed out again")
+        if not plan and not self._answers:
             return None
         answers, self._answers = tuple(self._answers), []
         return Results(self.gauges(), tuple(steps), answers, *self._scheduler.take_cache_news())
@@ -106,11 +118,32 @@ class Engine:
     def gauges(self) -> Gauges:
         return self._scheduler.gauges(self._step_s)
 
+    def _write_out(self) -> None:
+        """Write KV of the last step. Here and not there, for what it sampled goes out first."""
+        for seq, held in self._scheduler.take_gained():
+            export = self._exports.get(seq.request_id)
+            if export is None:
+                continue
+            count = seq.num_computed - export.num_tokens
+            if held or (count >= PART_TOKENS and not self._scheduler.forgets):
+                self._export(seq, export)
+
+    def _export(self, seq: Sequence, export: _Export) -> None:
+        request_id, end = seq.request_id, seq.num_computed
+        try:
+            num_bytes = self._runner.export(seq.block_ids, end, export.path, export.num_tokens)
+        except OSError as error:
+            self.drop(request_id)
+            self._refuse(request_id, "lost", f"KV cannot be written: {error}")
+        else:
+            export.num_tokens = end
+            self._answers.append(Exported(request_id, num_bytes, end))
+
     def _adopt(self, adoption: Adoption) -> None:
         request_id = adoption.request_id
-        path = self._kv_paths.pop(request_id)
+        path, part_ends = self._adopts.pop(request_id)
         try:
-            self._runner.adopt(adoption.block_ids, adoption.num_tokens, path)
+            self._runner.adopt(adoption.block_ids, adoption.num_tokens, path, part_ends)
         except ValueError as error:
             self._scheduler.drop(request_id)
             self._refuse(request_id, "incompatible", f"KV cannot be adopted: {error}")

@@ -52,41 +52,48 @@ class KVCache:
         }
         self.layers = tuple(views[layer] for layer in sorted(views))
 
-    def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str) -> int:
+    def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, start: int = 0) -> int:
         """Write the visible KV of `num_tokens` tokens to a new file at `path`; its size in bytes.
 
-        Laid out as `KVLayout.exported_bytes`. A file that cannot be finished is removed.
+        Laid out as `KVLayout.exported_bytes`. From `start` on, it is one more part of the file.
+        A file that cannot be finished is removed.
         """
-        file = Path(path).open("xb")  # noqa: SIM115  a file that was here before is not removed
+        # A file that was here before is neither written to nor removed.
+        file = Path(path).open("r+b" if start else "xb")  # noqa: SIM115
         try:
             with file:
-                for layer, cells in self._visible(block_ids, num_tokens):
+                file.seek(0, os.SEEK_END)
+                for layer, cells in self._visible(block_ids, start, num_tokens):
                     file.write(_bytes(layer.index_select(1, cells).cpu()))
                 return file.tell()
         except OSError:
             Path(path).unlink()
             raise
 
-    def adopt(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str) -> None:
+    def adopt(
+        self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, part_ends: Seq[int] = ()
+    ) -> None:
         """Read what `export` wrote into these blocks. ValueError if its size is another."""
+        parts = self.layout.parts(num_tokens, part_ends)
         expected = self.layout.exported_bytes(num_tokens)
         with Path(path).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size != expected:
                 raise ValueError(f"{size} bytes for the KV of {num_tokens} tokens, not {expected}")
-            for layer, cells in self._visible(block_ids, num_tokens):
-                shape = (layer.shape[0], len(cells), *layer.shape[2:])
-                tokens = torch.empty(shape, dtype=layer.dtype)
-                if file.readinto(_bytes(tokens)) != tokens.nbytes:
-                    raise ValueError(f"{path} became shorter while it was read")
-                layer.index_copy_(1, cells, tokens.to(layer.device))
+            for start, end in parts:
+                for layer, cells in self._visible(block_ids, start, end):
+                    shape = (layer.shape[0], len(cells), *layer.shape[2:])
+                    tokens = torch.empty(shape, dtype=layer.dtype)
+                    if file.readinto(_bytes(tokens)) != tokens.nbytes:
+                        raise ValueError(f"{path} became shorter while it was read")
+                    layer.index_copy_(1, cells, tokens.to(layer.device))
 
     def _visible(
-        self, block_ids: Seq[Seq[int]], num_tokens: int
+        self, block_ids: Seq[Seq[int]], start: int, num_tokens: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Each layer as (planes, cells, heads, size), and the cells that hold visible tokens."""
         for group, cache, table in zip(self.layout.groups, self._groups, block_ids, strict=True):
-            positions = np.arange(group.first_visible(num_tokens), num_tokens)
+            positions = np.arange(max(start, group.first_visible(num_tokens)), num_tokens)
             cells = torch.from_numpy(cells_of(group, np.asarray(table), positions))
             for layer in cache.flatten(2, 3):
                 yield layer, cells.to(cache.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
 from hashlib import sha256
 from typing import Literal
 
@@ -53,11 +54,26 @@ class KVLayout(Struct, frozen=True, kw_only=True):
             msgspec.msgpack.encode(msgspec.structs.replace(self, groups=shapes))
         ).hexdigest()
 
+    def parts(self, num_tokens: int, ends: Seq[int] = ()) -> list[tuple[int, int]]:
+        """First token and end of each part of an export that was written in parts.
+
+        ValueError where there cannot be such an export: with windows, what is visible is known at
+        the end only, so it is written in one.
+        """
+        ends = ends or (num_tokens,)
+        starts = (0, *ends[:-1])
+        windowed = any(group.window is not None for group in self.groups)
+        if ends[-1] != num_tokens or any(a >= b for a, b in zip(starts, ends, strict=True)):
+            raise ValueError(f"parts of {num_tokens} tokens that end at {list(ends)}")
+        if windowed and len(ends) > 1:
+            raise ValueError(f"{len(ends)} parts of KV with windows")
+        return list(zip(starts, ends, strict=True))
+
     def exported_bytes(self, num_tokens: int) -> int:
         """Size of the KV of `num_tokens` tokens as `Runner.export` writes it.
 
         Group after group, layer after layer: (planes, T, num_heads, head_dim), T being the tokens
-        still visible to position `num_tokens`.
+        still visible to position `num_tokens`. An export in parts is this of each one's tokens.
         """
         return (
             sum(

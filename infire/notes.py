@@ -29,11 +29,17 @@ def take_frames(received: bytearray) -> list[bytearray]:
 
 
 class Submit(Struct, frozen=True, tag="submit"):
-    """Run `sequence`. With `kv_path`, the KV of its first `num_adopted` tokens lies there."""
+    """Run `sequence`. With `kv_path`, the KV of its first `num_adopted` tokens lies there.
+
+    With `export_path`, its KV is written to a new file there, some as it is computed, the rest
+    when it has to be held: `Exported` tells of each part.
+    """
 
     sequence: Sequence
     kv_path: str | None = None
     num_adopted: int = 0
+    part_ends: tuple[int, ...] = ()  # of the file at `kv_path`, in tokens; none: it is one part
+    export_path: str | None = None
 
 
 class Drop(Struct, frozen=True, tag="drop"):
@@ -42,14 +48,7 @@ class Drop(Struct, frozen=True, tag="drop"):
     request_id: str
 
 
-class Export(Struct, frozen=True, tag="export"):
-    """Write the KV of a held sequence to a new file. It stays held until `Drop`."""
-
-    request_id: str
-    path: str
-
-
-Note = Submit | Drop | Export
+Note = Submit | Drop
 
 
 class Notes(Struct, frozen=True):
@@ -59,8 +58,11 @@ class Notes(Struct, frozen=True):
 
 
 class Exported(Struct, frozen=True, tag="exported"):
+    """So much of the KV of a `Submit` with `export_path` is in its file now."""
+
     request_id: str
-    num_bytes: int | None  # None: not held (dropped, or never known)
+    num_bytes: int
+    num_tokens: int
 
 
 class Adopted(Struct, frozen=True, tag="adopted"):

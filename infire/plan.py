@@ -76,12 +76,16 @@ class Runner(Protocol):
     def run(self, plan: StepPlan) -> Seq[RowResult]:
         """One forward pass; one result a row, in the plan's order."""
 
-    def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str) -> int:
+    def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, start: int = 0) -> int:
         """Write KV to a new file at `path`, laid out as `KVLayout.exported_bytes`; its size.
 
         `block_ids` is a block table a group, as rows have it: what lies before a window is a hole
-        (see `infire.blocks`), which neither this nor `adopt` touches.
+        (see `infire.blocks`), which neither this nor `adopt` touches. From `start` on it is one
+        more part of a file that has the tokens before it.
         """
 
-    def adopt(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str) -> None:
-        """Read what `export` wrote into these blocks. ValueError on a file of another size."""
+    def adopt(
+        self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, part_ends: Seq[int] = ()
+    ) -> None:
+        """Read what `export` wrote, in parts that end there, into these blocks. ValueError on a
+        file of another size, or parts that cannot be."""

@@ -72,14 +72,16 @@ class ModelRunner:
         return [next(results) if row.sample else RowResult() for row in computed]
 
     @torch.inference_mode()
-    def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str) -> int:
-        """Write KV to a new file at `path`, laid out as `KVLayout.exported_bytes`; its size."""
-        return self._cache.export(block_ids, num_tokens, path)
+    def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, start: int = 0) -> int:
+        """As `infire.plan.Runner`."""
+        return self._cache.export(block_ids, num_tokens, path, start)
 
     @torch.inference_mode()
-    def adopt(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str) -> None:
-        """Read what `export` wrote into these blocks. ValueError on a file of another size."""
-        self._cache.adopt(block_ids, num_tokens, path)
+    def adopt(
+        self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, part_ends: Seq[int] = ()
+    ) -> None:
+        """As `infire.plan.Runner`."""
+        self._cache.adopt(block_ids, num_tokens, path, part_ends)
 
     def warm_up(self) -> None:
         """Make one step of a few tokens, so that the first request does not pay for it.

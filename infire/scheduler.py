@@ -75,6 +75,7 @@ class Scheduler:
         self._num_accepted = 0
         self._num_cached = 0
         self._lost: list[str] = []
+        self._gained: dict[str, Entry] = {}  # to be held, and computed further since last asked
 
     @property
     def max_sequence_tokens(self) -> int:
@@ -120,12 +121,26 @@ class Scheduler:
             self._tenants.free_slot(entry)
             self._tenants.free_blocks(entry)
 
-    def held(self, request_id: str) -> Sequence | None:
-        """A finished sequence whose blocks are kept until `drop`, and are still its own."""
-        entry = self._held.get(request_id)
-        if entry is None or not self._tenants.owns(entry):
-            return None
-        return entry.seq
+    @property
+    def forgets(self) -> bool:
+        """Whether KV that was computed may be gone before a sequence ends."""
+        return self._forgets
+
+    def take_gained(self) -> list[tuple[Sequence, bool]]:
+        """Sequences to be held that were computed further since the last call, and whether they
+        are held now; but for those whose blocks are no longer their own."""
+        gained, self._gained = self._gained, {}
+        found = []
+        for name, entry in gained.items():
+            if self._entries.get(name) is not entry:
+                continue
+            if self._tenants.owns(entry):
+                found.append((entry.seq, name in self._held))
+            elif self._held.pop(name, None):  # while it runs, the next step would find out
+                del self._entries[name]
+                self._lost.append(name)
+                self._tenants.free_own_blocks(entry)
+        return found
 
     def take_lost(self) -> list[str]:
         """Requests that have ended since the last call because a block was no longer theirs."""
@@ -319,6 +334,8 @@ class Scheduler:
         seq.token_ids.extend(ids)
         seq.num_computed = end
         self._tenants.name(entry, before)
+        if seq.hold:
+            self._gained[seq.request_id] = entry
         if self._forgets:
             self._space.forget(seq.block_ids, before, end)
         if not ids:

@@ -6,6 +6,7 @@ never read from a ticket.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -34,12 +35,22 @@ class Transport(Protocol):
         """
 
 
+@dataclass(slots=True)
+class _Fetched:
+    """KV that is collected ahead of its `Resume`."""
+
+    path: Path
+    way: str | None = None  # that it went; None: it is not here
+    done: anyio.Event = field(default_factory=anyio.Event)
+
+
 class DecodeRole:
     """Goes on from tickets, and does both parts of requests that have none."""
 
     def __init__(self, worker: Worker, transport: Transport) -> None:
         self._worker = worker
         self._transport = transport
+        self._fetches: dict[tuple[str, str, str], _Fetched] = {}
 
     async def serve(
         self,
@@ -58,8 +69,15 @@ class DecodeRole:
         )
         peer = self._fitting(ticket, so_far)
         with self._worker.kv_files.new(ticket.num_bytes) as path:
-            await self._collect(ticket, peer, path, answered)
-            submit = Submit(self._worker.sequence(so_far), str(path), ticket.num_tokens)
+            path = await self._fetched(ticket, answered) or path
+            if answered.kv_s is None:
+                await self._collect(ticket, peer, path, answered)
+            submit = Submit(
+                self._worker.sequence(so_far),
+                str(path),
+                ticket.num_tokens,
+                part_ends=prefilled.part_ends,
+            )
             on_step = partial(_pass_on, stream, answered)
             async with self._worker.engine.request(submit, on_step) as run:
                 await run.wait_adopted()
@@ -90,6 +108,35 @@ class DecodeRole:
             last = await run.wait_finished()
         _end(request, last, stream, answered, cached_tokens)
 
+    async def fetch(self, ticket: KVTicket) -> None:
+        """Collect KV of which more is computed meanwhile, and keep it until cancelled.
+
+        Raises Failure; the `Resume` that follows will find out, and collect it itself.
+        """
+        peer = self._giver(ticket)
+        with self._worker.kv_files.new(ticket.num_bytes) as path:
+            fetched = self._fetches[_name(ticket)] = _Fetched(path)
+            try:
+                fetched.way = await self._transport.collect(ticket, peer, path)
+                fetched.done.set()
+                await anyio.sleep_forever()
+            finally:
+                fetched.done.set()
+                del self._fetches[_name(ticket)]
+
+    async def _fetched(self, ticket: KVTicket, answered: Answered) -> Path | None:
+        """Where KV lies that was collected ahead; None if it was not."""
+        fetched = self._fetches.get(_name(ticket))
+        if fetched is None:
+            return None
+        began = anyio.current_time()
+        await fetched.done.wait()
+        if fetched.way is None:
+            return None
+        answered.kv_way, answered.kv_bytes = fetched.way, ticket.num_bytes
+        answered.kv_s = anyio.current_time() - began  # that was waited for it
+        return fetched.path
+
     async def _collect(self, ticket: KVTicket, peer: Peer, into: Path, answered: Answered) -> None:
         began = anyio.current_time()
         answered.kv_way = await self._transport.collect(ticket, peer, into)
@@ -115,6 +162,10 @@ class DecodeRole:
             detail = f"{ticket.worker} is at {peer.url}, its ticket says {ticket.url}"
             raise Failure(Code.INCOMPATIBLE, detail)
         return peer
+
+
+def _name(ticket: KVTicket) -> tuple[str, str, str]:
+    return ticket.worker, ticket.epoch, ticket.request_id
 
 
 def _check_kv(ticket: KVTicket, so_far: wire.Generate, layout: KVLayout) -> None:

@@ -13,7 +13,6 @@ import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from time import monotonic
 
 import anyio
@@ -24,7 +23,6 @@ from infire.notes import (
     Answer,
     Broken,
     Drop,
-    Export,
     Exported,
     FromEngine,
     Gauges,
@@ -57,19 +55,15 @@ class EngineGone(Exception):
 class Run:
     """One request inside the engine, for the length of a `request` block."""
 
-    def __init__(
-        self, key: str, on_step: Callable[[Step], None], note: Callable[[Note], None]
-    ) -> None:
+    def __init__(self, key: str, on_step: Callable[[Step], None]) -> None:
         self.key = key  # its id in there
         self.scope = anyio.CancelScope()  # the block: cancelled when the request has failed
         self.failure: Failure | None = None
         self.last: Step | None = None  # the one with which it finished
         self.on_step = on_step
-        self._note = note
+        self.on_export: Callable[[Exported], None] = lambda _: None
         self._finished = anyio.Event()
         self._adopted = anyio.Event()
-        self._exported = anyio.Event()
-        self._num_bytes: int | None = None
 
     async def wait_finished(self) -> Step:
         """The last step."""
@@ -81,14 +75,6 @@ class Run:
         """Until the file of the `Submit` has been read."""
         await self._adopted.wait()
 
-    async def export(self, path: Path) -> int:
-        """Have the KV of the held request written to a new file: its size in bytes."""
-        self._note(Export(self.key, str(path)))
-        await self._exported.wait()
-        if self._num_bytes is None:
-            raise Failure(Code.LOST, f"the engine holds no KV of {self.key}")
-        return self._num_bytes
-
     def finish(self, last: Step) -> None:
         self.last = last
         self._finished.set()
@@ -98,8 +84,7 @@ class Run:
             case Adopted():
                 self._adopted.set()
             case Exported():
-                self._num_bytes = answer.num_bytes
-                self._exported.set()
+                self.on_export(answer)
             case Refused():
                 self.fail(Failure(Code(answer.code), answer.detail))
 
@@ -159,7 +144,7 @@ class EngineLink:
         # No other request in there ever had this id: a late word on a dropped one reaches nobody.
         key = f"{submit.sequence.request_id}#{next(self._numbers)}"
         sequence = msgspec.structs.replace(submit.sequence, request_id=key)
-        run = self._runs[key] = Run(key, on_step, self._note)
+        run = self._runs[key] = Run(key, on_step)
         self._note(msgspec.structs.replace(submit, sequence=sequence))
         try:
             with run.scope:

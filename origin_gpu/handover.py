@@ -20,12 +20,19 @@ class KVTicket(Struct, frozen=True, kw_only=True):
     num_bytes: int
     layout: KVLayout
     lease_s: float  # after which a hold ends by itself: from its beginning, or a collector's sign
+    num_ready: int | None = None  # tokens that were there when it was given; None: all
 
 
 class Prefill(Struct, frozen=True, tag="prefill"):
     """Front to prefill worker. The stream stays open while KV is held; hanging up ends the hold."""
 
     request: wire.Generate
+
+
+class Computing(Struct, frozen=True, tag="computing"):
+    """Prefill worker to front: the KV of a long prompt may be collected as it is computed."""
+
+    ticket: KVTicket
 
 
 class Prefilled(Struct, frozen=True, kw_only=True, tag="prefilled"):
@@ -35,6 +42,7 @@ class Prefilled(Struct, frozen=True, kw_only=True, tag="prefilled"):
     cached_tokens: int = 0
     finish: wire.Finish | None = None  # ended at its first token: there is no ticket
     ticket: KVTicket | None = None
+    part_ends: tuple[int, ...] = ()  # tokens, of the parts that the KV was written in
 
 
 class Collected(Struct, frozen=True, tag="collected"):
@@ -46,6 +54,13 @@ class Resume(Struct, frozen=True, tag="resume"):
 
     request: wire.Generate
     prefilled: Prefilled
+
+
+class Fetch(Struct, frozen=True, tag="fetch"):
+    """Front to decode worker: begin to collect this; a `Resume` with it is to come. What was
+    collected is kept as long as the stream is open, which says nothing."""
+
+    ticket: KVTicket
 
 
 class Peer(Struct, frozen=True, kw_only=True):
@@ -82,12 +97,13 @@ class CacheNews(Struct, frozen=True, tag="cache", gc=False):
 
 
 # What a worker's link takes and gives. `wire.Generate` itself: prefill and decode here (role both).
-WorkerRequest = wire.Generate | Prefill | Resume | Watch
+WorkerRequest = wire.Generate | Prefill | Fetch | Resume | Watch
 WorkerEvent = (
     wire.Started
     | wire.Tokens
     | wire.Finish
     | wire.Fault
+    | Computing
     | Prefilled
     | Collected
     | Watched

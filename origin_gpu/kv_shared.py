@@ -33,6 +33,9 @@ class SharedFiles:
     def about(self) -> bytes:
         return self._host
 
+    def fits(self, about: bytes) -> bool:
+        return about == self._host
+
     @asynccontextmanager
     async def lend(self, path: Path, num_bytes: int, about: bytes) -> AsyncGenerator[bytes, None]:
         """Its folder and name: the file stays where it is."""

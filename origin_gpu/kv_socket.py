@@ -48,13 +48,13 @@ class Connection:
         await self.send(len(body).to_bytes(_PREFIX_BYTES, "little") + body)
 
     async def send_file(
-        self, handle: int, num_bytes: int, moved: Callable[[], None] = lambda: None
+        self, handle: int, begin: int, end: int, moved: Callable[[], None] = lambda: None
     ) -> None:
-        """The first `num_bytes` of an open file, without a copy in this process. `moved` is called
-        whenever some have been taken."""
-        sent = 0
-        while sent < num_bytes:
-            room = min(CHUNK_BYTES, num_bytes - sent)
+        """These bytes of an open file, without a copy in this process. `moved` is called whenever
+        some have been taken."""
+        sent = begin
+        while sent < end:
+            room = min(CHUNK_BYTES, end - sent)
             try:
                 count = os.sendfile(self._sock.fileno(), handle, sent, room)
             except BlockingIOError:
@@ -62,7 +62,7 @@ class Connection:
                 continue
             await checkpoint()  # others have their turn
             if not count:
-                raise OSError(f"the file ends after {sent} of {num_bytes} bytes")
+                raise OSError(f"the file ends after {sent} of {end} bytes")
             sent += count
             moved()
 

@@ -75,14 +75,26 @@ class Offer:
     def __init__(self, ticket: KVTicket, path: Path) -> None:
         self.ticket = ticket
         self.path = path
+        self.held = False  # computed, and nothing left to do but to be collected
+        self.part_ends: list[int] = []  # tokens, of the parts that are in the file
         self.collected = anyio.Event()
         self.withdrawn = False
-        self._settled = anyio.Event()
+        self._num_bytes = 0  # that are in the file
+        self._whole = False
+        self._news = anyio.Event()
         self._lease: anyio.CancelScope | None = None
 
+    def wrote(self, num_bytes: int, num_tokens: int) -> None:
+        """So much is in the file."""
+        self.part_ends.append(num_tokens)
+        self._num_bytes = num_bytes
+        if num_tokens == self.ticket.num_tokens:
+            self._whole = True
+        self._tell()
+
     def exported(self) -> None:
-        """The file is there."""
-        self._settled.set()
+        """All of it is in the file."""
+        self.wrote(self.path.stat().st_size, self.ticket.num_tokens)
 
     @contextmanager
     def leased(self) -> Iterator[None]:
@@ -99,11 +111,37 @@ class Offer:
     def withdraw(self) -> None:
         """Nobody can collect any more; transfers that have begun go on."""
         self.withdrawn = True
-        self._settled.set()
+        self._tell()
 
-    async def wait_settled(self) -> None:
-        """Until the file is there, or never will be."""
-        await self._settled.wait()
+    async def wait_whole(self) -> int:
+        """Bytes of the file, once all are there. OSError if they never will be."""
+        while not self._whole:
+            await self._wait()
+        self._check()
+        return self._num_bytes
+
+    async def wait_begun(self) -> int:
+        """Bytes that the file will have, once the first are there. OSError if they never will."""
+        await self.wait_beyond(0)
+        return self._num_bytes if self._whole else self.ticket.num_bytes
+
+    async def wait_beyond(self, num_bytes: int) -> int:
+        """Bytes that are there, once they are more than so many. OSError if they never will be."""
+        while self._num_bytes <= num_bytes:
+            await self._wait()
+        return self._num_bytes
+
+    async def _wait(self) -> None:
+        self._check()
+        await self._news.wait()
+
+    def _check(self) -> None:
+        if self.withdrawn:
+            raise ConnectionError(f"KV of {self.ticket.request_id} is not held here any more")
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = anyio.Event()
 
 
 class KVDoor:
@@ -139,6 +177,11 @@ class KVDoor:
     def num_offers(self) -> int:
         return len(self._offers)
 
+    @property
+    def num_held(self) -> int:
+        """Offers of what is computed."""
+        return sum(offer.held for offer in self._offers.values())
+
     @contextmanager
     def offer(self, ticket: KVTicket, path: Path) -> Iterator[Offer]:
         """Offer what is going to lie at `path`, for the length of the block."""
@@ -173,7 +216,7 @@ class KVDoor:
                 connection = Connection(sock, stall_s=self._stall_s)
                 wanted: Wanted = await connection.receive_message(Wanted)
                 request_id = wanted.request_id
-                found = await self._find(wanted)
+                found = self._find(wanted)
                 if isinstance(found, Denied):
                     self._denied(found.reason)
                     log(logger, "KV denied", request_id=request_id, reason=found.detail)
@@ -183,8 +226,8 @@ class KVDoor:
             except (OSError, msgspec.DecodeError) as exc:
                 log(logger, "KV not handed over", request_id=request_id, reason=str(exc))
 
-    async def _find(self, wanted: Wanted) -> Offer | Denied:
-        """What is wanted, its file written."""
+    def _find(self, wanted: Wanted) -> Offer | Denied:
+        """What is wanted, whether all of it is there yet or not."""
         if not hmac.compare_digest(wanted.secret.encode(), self._secret.encode()):
             return Denied("secret", "the fleet's secret is needed here")
         offer = self._offers.get(wanted.request_id)
@@ -197,19 +240,19 @@ class KVDoor:
         if wanted.layout_digest != (digest := ticket.layout.digest):
             detail = f"KV of layout {digest[:12]} is wanted as {wanted.layout_digest[:12]}"
             return Denied("layout", detail)
-        await offer.wait_settled()
-        if offer.withdrawn:
-            return Denied("unknown", f"KV of {wanted.request_id} is not held here any more")
         return offer
 
-    async def _hand_over(self, connection: Connection, offer: Offer, ways: Sequence[Said]) -> None:
-        """The first way that works, then the connection."""
+    async def _hand_over(self, connection: Connection, offer: Offer, asked: Sequence[Said]) -> None:
+        """The first way that works, then the connection: over it, also what is still computed."""
         offer.renew()
-        num_bytes = offer.path.stat().st_size
-        for said in ways:
-            way = by_kind(self._ways, said.kind)
-            if way is None:
-                continue
+        found = [(by_kind(self._ways, said.kind), said) for said in asked]
+        ways = [(way, said) for way, said in found if way and way.fits(said.about)]
+        try:
+            num_bytes = await (offer.wait_whole() if ways else offer.wait_begun())
+        except ConnectionError as exc:
+            await connection.send_message(Denied("unknown", str(exc)))
+            return
+        for way, said in ways:
             try:
                 async with way.lend(offer.path, num_bytes, said.about) as told:
                     await connection.send_message(Granted(num_bytes, way.kind, told))
@@ -252,7 +295,10 @@ class DoorTransport:
         """
         try:
             with await dial(*door_address(peer)) as sock:
-                connection = Connection(sock, stall_s=self._stall_s)
+                stall_s = self._stall_s
+                if ticket.num_ready is not None:  # the next part may take a while
+                    stall_s = max(stall_s, ticket.lease_s)
+                connection = Connection(sock, stall_s=stall_s)
                 return await self._collect(connection, ticket, into)
         except (OSError, msgspec.DecodeError) as exc:
             detail = f"KV of {ticket.request_id} cannot be had from {peer.name}: {exc}"
@@ -344,8 +390,14 @@ async def _wait_taken(connection: Connection, offer: Offer) -> bool:
 
 
 async def _send(connection: Connection, offer: Offer, num_bytes: int) -> None:
+    ready = await offer.wait_beyond(0)
     handle = os.open(offer.path, os.O_RDONLY)
     try:
-        await connection.send_file(handle, num_bytes, offer.renew)
+        sent = 0
+        while sent < num_bytes:
+            await connection.send_file(handle, sent, ready, offer.renew)
+            sent = ready
+            if sent < num_bytes:
+                ready = await offer.wait_beyond(sent)
     finally:
         os.close(handle)

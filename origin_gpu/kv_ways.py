@@ -39,6 +39,9 @@ class Way(Protocol):
     def about(self) -> bytes:
         """What this end says of itself when it collects."""
 
+    def fits(self, about: bytes) -> bool:
+        """Whether it may work with an end that says this of itself."""
+
     def lend(self, path: Path, num_bytes: int, about: bytes) -> AbstractAsyncContextManager[bytes]:
         """Make what lies at `path` reachable for the other end, which said `about`, until the block
         is left; what the other end has to be told. Raises `Refused`."""

@@ -7,9 +7,9 @@ When a worker is lost, or refuses, the request is computed anew on another, once
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
@@ -18,7 +18,7 @@ from typing import Literal
 import anyio
 import msgspec
 
-from origin_gpu.handover import Prefill, Prefilled, Resume, WorkerEvent
+from origin_gpu.handover import Computing, Fetch, KVTicket, Prefill, Prefilled, Resume, WorkerEvent
 from origin_gpu.place import Candidate, Placement, Split, Whole, place, place_whole
 from origin_gpu.pool import Pool
 from routing import wire
@@ -100,7 +100,8 @@ class Passage:
         with ExitStack() as held:
             held.enter_context(self._pool.charge(decode, self._context + self._expected))
             request = self._so_far()
-            prefilled = await self._prefill(prefill, request, held)
+            fetch = partial(self._fetch, decode, held)
+            prefilled = await self._prefill(prefill, request, held, fetch)
             self._start(prefilled.cached_tokens)
             self._pass_on(prefilled.first)
             if prefilled.finish is not None:
@@ -155,12 +156,26 @@ class Passage:
                 self.way, first = "whole" if "both" in roles else "local", worker
         self.expected_cached_tokens = self._known[first]
 
-    async def _prefill(self, worker: str, request: wire.Generate, held: ExitStack) -> Prefilled:
+    def _fetch(self, worker: str, held: ExitStack, ticket: KVTicket) -> None:
+        """Have KV collected as it is computed. If that comes to nothing, it is collected later."""
+        with suppress(Failure):
+            held.callback(self._pool.open(worker, Fetch(ticket), lambda event: None).cancel)
+
+    async def _prefill(
+        self,
+        worker: str,
+        request: wire.Generate,
+        held: ExitStack,
+        fetch: Callable[[KVTicket], None],
+    ) -> Prefilled:
         """The worker's answer; from then on `held` keeps the KV there until it is collected."""
         answers: list[WorkerEvent] = []
         answered = anyio.Event()
 
         def hear(event: WorkerEvent | None) -> None:
+            if isinstance(event, Computing):
+                fetch(event.ticket)
+                return
             if event is not None:
                 answers.append(event)
             answered.set()

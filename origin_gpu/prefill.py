@@ -6,16 +6,29 @@ collector by having got everything, the front by hanging up, or the lease when b
 
 from __future__ import annotations
 
+from functools import partial
+from typing import TypeAlias
+
 import msgspec
 
-from infire.notes import Submit
+from infire.notes import Exported, Submit
 from infire.request import Reason, Sequence, Step
 from origin_gpu.engine_link import Run
-from origin_gpu.handover import Collected, KVTicket, Prefilled, WorkerEvent, WorkerRequest
+from origin_gpu.handover import (
+    Collected,
+    Computing,
+    KVTicket,
+    Prefilled,
+    WorkerEvent,
+    WorkerRequest,
+)
+from origin_gpu.kv_transfer import Offer
 from origin_gpu.worker import Answered, Worker, to_tokens, to_usage
 from routing import wire
 from routing.errors import Code, Failure
 from routing.link_server import Stream
+
+_Stream: TypeAlias = Stream[WorkerRequest, WorkerEvent]
 
 
 class PrefillRole:
@@ -27,62 +40,85 @@ class PrefillRole:
     async def serve(
         self,
         request: wire.Generate,
-        stream: Stream[WorkerRequest, WorkerEvent],
+        stream: _Stream,
         answered: Answered,
     ) -> None:
-        """Answer `Prefilled` at once, and `Collected` when the KV is gone. Raises Failure."""
+        """Answer `Prefilled` at once, and `Collected` when the KV is gone. Raises Failure.
+
+        Of a long prompt, `Computing` goes ahead.
+        """
         sequence = self._worker.sequence(request)
-        submit = Submit(_one_token(sequence))
-        async with self._worker.engine.request(submit, answered.heard) as run:
-            step = await run.wait_finished()
-            if reason := _reason(sequence, step):
-                usage = to_usage(request, sequence.num_output + 1, step.cached_tokens)
-                stream.send(
-                    Prefilled(
-                        first=to_tokens(step),
-                        cached_tokens=step.cached_tokens,
-                        finish=wire.Finish(reason, usage),
-                    )
-                )
-                answered.outcome = reason
-                return
-            await self._hold(run, step, stream)
+        one = _one_token(sequence)
+        num_bytes = self._worker.engine.must_be_up().layout.exported_bytes(len(one.token_ids))
+        with self._worker.kv_files.new(num_bytes) as path:
+            submit = Submit(one, export_path=str(path) if one.hold else None)
+            async with self._worker.engine.request(submit, answered.heard) as run:
+                with self._worker.door.offer(self._ticket(run, one), path) as offer:
+                    run.on_export = partial(_wrote, offer, stream)
+                    step = await run.wait_finished()
+                    if reason := _reason(sequence, step):
+                        stream.send(_finished(request, sequence, step, reason))
+                        answered.outcome = reason
+                        return
+                    await self._hold(offer, step, stream)
         stream.send(Collected())
         answered.outcome = "collected"
 
-    async def _hold(self, run: Run, step: Step, stream: Stream[WorkerRequest, WorkerEvent]) -> None:
+    async def _hold(self, offer: Offer, step: Step, stream: _Stream) -> None:
         """Give out a ticket, and wait until it is used. Failure when nobody uses it in time."""
-        worker = self._worker
-        ticket = self._ticket(run, step)
-        with (
-            worker.kv_files.new(ticket.num_bytes) as path,
-            worker.door.offer(ticket, path) as offer,
-        ):
-            stream.send(
-                Prefilled(first=to_tokens(step), cached_tokens=step.cached_tokens, ticket=ticket)
+        offer.held = True
+        ticket = offer.ticket
+        assert step.num_computed == ticket.num_tokens
+        # The last part is written after this step; that it is may have been heard by now.
+        part_ends = tuple(dict.fromkeys((*offer.part_ends, ticket.num_tokens)))
+        stream.send(
+            Prefilled(
+                first=to_tokens(step),
+                cached_tokens=step.cached_tokens,
+                ticket=ticket,
+                part_ends=part_ends if len(part_ends) > 1 else (),
             )
-            with offer.leased():
-                await run.export(path)
-                offer.exported()
-                await offer.collected.wait()
-                return
-        raise Failure(
-            Code.LOST, f"nobody has been collecting the KV of {run.key} for {ticket.lease_s:g} s"
         )
+        with offer.leased():
+            await offer.collected.wait()
+            return
+        detail = (
+            f"nobody has been collecting the KV of {ticket.request_id} for {ticket.lease_s:g} s"
+        )
+        raise Failure(Code.LOST, detail)
 
-    def _ticket(self, run: Run, step: Step) -> KVTicket:
+    def _ticket(self, run: Run, sequence: Sequence) -> KVTicket:
         worker = self._worker
         layout = worker.engine.must_be_up().layout
+        num_tokens = len(sequence.token_ids)
         return KVTicket(
             worker=worker.settings.name,
             url=worker.known_url,
             request_id=run.key,
             epoch=worker.engine.epoch,
-            num_tokens=step.num_computed,
-            num_bytes=layout.exported_bytes(step.num_computed),
+            num_tokens=num_tokens,
+            num_bytes=layout.exported_bytes(num_tokens),
             layout=layout,
             lease_s=worker.settings.lease_s,
         )
+
+
+def _wrote(offer: Offer, stream: _Stream, exported: Exported) -> None:
+    """More of the KV is in its file: the first time, whoever is to collect it may begin."""
+    if not offer.part_ends and exported.num_tokens < offer.ticket.num_tokens:
+        ticket = msgspec.structs.replace(offer.ticket, num_ready=exported.num_tokens)
+        stream.send(Computing(ticket))
+    offer.wrote(exported.num_bytes, exported.num_tokens)
+
+
+def _finished(request: wire.Generate, sequence: Sequence, step: Step, reason: Reason) -> Prefilled:
+    """The answer to a request that ends with its first token."""
+    usage = to_usage(request, sequence.num_output + 1, step.cached_tokens)
+    return Prefilled(
+        first=to_tokens(step),
+        cached_tokens=step.cached_tokens,
+        finish=wire.Finish(reason, usage),
+    )
 
 
 def _one_token(sequence: Sequence) -> Sequence:

@@ -82,7 +82,7 @@ class Worker:
 
         Its gauge lags by a step, in which many may come: what is more than it ever runs waits too.
         """
-        unfinished = self.in_flight - self.door.num_offers
+        unfinished = self.in_flight - self.door.num_held
         return max(self.engine.gauges.waiting, unfinished - self.settings.max_running)
 
     @property

@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from origin_gpu.decode import DecodeRole, Transport
 from origin_gpu.engine_link import EngineGone
-from origin_gpu.handover import Prefill, Resume, Watch, Watched, WorkerEvent, WorkerRequest
+from origin_gpu.handover import Fetch, Prefill, Resume, Watch, Watched, WorkerEvent, WorkerRequest
 from origin_gpu.kv_files import open_files, roots
 from origin_gpu.kv_nixl import Nixl, NotInstalled
 from origin_gpu.kv_shared import SharedFiles
@@ -65,6 +65,8 @@ class WorkerApp:
             case Prefill(request):
                 async with self.worker.answering("prefill", request) as answered:
                     await self.prefill.serve(request, stream, answered)
+            case Fetch(ticket):
+                await self.decode.fetch(ticket)
             case Resume(request, prefilled):
                 async with self.worker.answering("decode", request) as answered:
                     await self.decode.serve(request, prefilled, stream, answered)

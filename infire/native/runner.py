@@ -101,13 +101,15 @@ class NativeRunner:
         some = iter(results)
         return [next(some) if row.sample else _SILENT for row in rows]
 
-    def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str) -> int:
-        """Write KV to a new file at `path`, laid out as `KVLayout.exported_bytes`; its size."""
-        return self._cache.export(block_ids, num_tokens, path)
+    def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, start: int = 0) -> int:
+        """As `infire.plan.Runner`."""
+        return self._cache.export(block_ids, num_tokens, path, start)
 
-    def adopt(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str) -> None:
-        """Read what `export` wrote into these blocks. ValueError on a file of another size."""
-        self._cache.adopt(block_ids, num_tokens, path)
+    def adopt(
+        self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, part_ends: Seq[int] = ()
+    ) -> None:
+        """As `infire.plan.Runner`."""
+        self._cache.adopt(block_ids, num_tokens, path, part_ends)
 
     def warm_up(self) -> None:
         """Make a step, so that the first request waits for no page of the weights.

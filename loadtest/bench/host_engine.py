@@ -47,10 +47,12 @@ class SleepingRunner:
         time.sleep(max(0.0, self._step_s - (time.monotonic() - began)))
         return results
 
-    def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str) -> int:
+    def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, start: int = 0) -> int:
         raise OSError("there is no KV here")
 
-    def adopt(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str) -> None:
+    def adopt(
+        self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, part_ends: Seq[int] = ()
+    ) -> None:
         raise OSError("there is no KV here")
 
 

@@ -28,6 +28,9 @@ class Faulty:
     def about(self) -> bytes:
         return self.way.about()
 
+    def fits(self, about: bytes) -> bool:
+        return self.way.fits(about)
+
     @asynccontextmanager
     async def lend(self, path: Path, num_bytes: int, about: bytes) -> AsyncGenerator[bytes, None]:
         async with self.way.lend(path, num_bytes, about) as said:

@@ -13,6 +13,7 @@ assertion in the same step.
 
 from __future__ import annotations
 
+import os
 import time
 from array import array
 from collections.abc import Sequence as Seq
@@ -126,29 +127,35 @@ class CountingRunner:
             time.sleep(self._step_s)
         return with_stale(plan.rows, rows, results)
 
-    def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str) -> int:
+    def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, start: int = 0) -> int:
         content = bytearray()
         for n, (group, table) in enumerate(zip(self._layout.groups, block_ids, strict=True)):
-            first = group.first_visible(num_tokens)
+            first = max(start, group.first_visible(num_tokens))
             values = array("i", self._read(n, table, first, num_tokens))
             content += values[0::2].tobytes() + values[1::2].tobytes()
-        assert len(content) == self._layout.exported_bytes(num_tokens)
-        with Path(path).open("xb") as file:
-            return file.write(content)
+        with Path(path).open("r+b" if start else "xb") as file:
+            file.seek(0, os.SEEK_END)
+            file.write(content)
+            assert file.tell() == self._layout.exported_bytes(num_tokens)
+            return file.tell()
 
-    def adopt(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str) -> None:
+    def adopt(
+        self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, part_ends: Seq[int] = ()
+    ) -> None:
         content = Path(path).read_bytes()
+        parts = self._layout.parts(num_tokens, part_ends)
         expected = self._layout.exported_bytes(num_tokens)
         if len(content) != expected:
             raise ValueError(f"{len(content)} bytes for {num_tokens} tokens, not {expected}")
         values = array("i", content)
-        for n, (group, table) in enumerate(zip(self._layout.groups, block_ids, strict=True)):
-            first = group.first_visible(num_tokens)
-            count = num_tokens - first
-            keys, positions = values[:count], values[count : 2 * count]
-            values = values[2 * count :]
-            cells = b"".join(map(_CELL.pack, keys, positions))
-            self._put(n, table, first, cells)
+        for start, end in parts:
+            for n, (group, table) in enumerate(zip(self._layout.groups, block_ids, strict=True)):
+                first = max(start, group.first_visible(end))
+                count = end - first
+                keys, positions = values[:count], values[count : 2 * count]
+                values = values[2 * count :]
+                cells = b"".join(map(_CELL.pack, keys, positions))
+                self._put(n, table, first, cells)
 
     def _append(self, row: Row) -> None:
         """Take over the row's blocks."""

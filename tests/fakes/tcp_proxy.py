@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Literal
 
@@ -19,6 +19,7 @@ class Proxy:
     def __init__(self, target: str) -> None:
         self.address = ""
         self.forth = self.back = 1 << 60
+        self.num_back = 0  # bytes that callers got
         self.act: Act = "cut"
         self.stopped = anyio.Event()  # it has cut, or holds
         self.closed = anyio.Event()  # one of the two others has closed its connection
@@ -31,16 +32,25 @@ class Proxy:
             await anyio.connect_tcp(self._host, self._port) as target,
             anyio.create_task_group() as tasks,
         ):
-            tasks.start_soon(self._pass, target, caller, self.back, tasks.cancel_scope)
+            tasks.start_soon(self._pass, target, caller, self.back, tasks.cancel_scope, self._count)
             tasks.start_soon(self._pass, caller, target, self.forth, tasks.cancel_scope)
 
+    def _count(self, num_bytes: int) -> None:
+        self.num_back += num_bytes
+
     async def _pass(
-        self, source: ByteStream, sink: ByteStream, limit: int, scope: anyio.CancelScope
+        self,
+        source: ByteStream,
+        sink: ByteStream,
+        limit: int,
+        scope: anyio.CancelScope,
+        passed: Callable[[int], None] = lambda num_bytes: None,
     ) -> None:
         try:
             while limit:
                 content = await source.receive(min(limit, 1 << 16))
                 await sink.send(content)
+                passed(len(content))
                 limit -= len(content)
         except BROKEN:
             self.closed.set()

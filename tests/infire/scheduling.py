@@ -7,7 +7,7 @@ from collections.abc import Sequence as Seq
 from infire.admission import Limits
 from infire.blocks import BlockPool
 from infire.plan import StepPlan
-from infire.request import Step
+from infire.request import Sequence, Step
 from infire.scheduler import Scheduler
 from tests.fakes.runner import VOCABULARY, CountingRunner, counting_layout
 
@@ -88,3 +88,9 @@ class Rig:
 def shape(plan: StepPlan) -> list[tuple[int, int]]:
     """Slot and number of tokens of each row."""
     return [(row.slot, row.num_new) for row in plan.rows]
+
+
+def held_in(scheduler: Scheduler, request_id: str) -> Sequence | None:
+    """A finished sequence whose blocks are kept until it is dropped, and are still its own."""
+    entry = scheduler._held.get(request_id)
+    return entry.seq if entry and scheduler._tenants.owns(entry) else None

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
 import pytest
 
+from infire import engine
 from infire.admission import Limits
 from infire.blocks import BlockPool
 from infire.engine import Engine
-from infire.notes import Adopted, Answer, Drop, Export, Exported, Refused, Submit
+from infire.notes import Adopted, Answer, Drop, Exported, Refused, Submit
 from infire.request import Step
 from infire.scheduler import Scheduler
 from routing.errors import Code
@@ -22,13 +23,20 @@ LAYOUT = counting_layout(block_tokens=4, windows=(None, 6))
 class Rig:
     """An engine with the counting model, and what it has said."""
 
-    def __init__(self, num_blocks: int = 16, *, max_step_tokens: int = 32) -> None:
+    def __init__(
+        self,
+        num_blocks: int = 16,
+        *,
+        max_step_tokens: int = 32,
+        windows: Sequence[int | None] = (None, 6),
+    ) -> None:
+        self.layout = counting_layout(block_tokens=4, windows=windows)
         self.scheduler = Scheduler(
-            [BlockPool(num_blocks), BlockPool(num_blocks)],
-            LAYOUT.groups,
+            [BlockPool(num_blocks) for _ in windows],
+            self.layout.groups,
             Limits(max_step_tokens=max_step_tokens, max_running=8, vocab_size=256),
         )
-        self.runner = CountingRunner(LAYOUT, [num_blocks, num_blocks])
+        self.runner = CountingRunner(self.layout, [num_blocks] * len(windows))
         ticks = count()
         self.engine = Engine(self.scheduler, self.runner, clock=lambda: next(ticks))
         self.steps: list[Step] = []
@@ -89,12 +97,11 @@ def test_gauges_count_what_was_done(rig: Rig) -> None:
 
 def test_a_prompt_computed_here_is_answered_there(rig: Rig, tmp_path: Path) -> None:
     """Prefill, hold, export, adopt, decode: the second engine computes no token of the prompt."""
-    rig.engine.submit(sequence("a", prompt=25, max_tokens=1, hold=True))
-    rig.run_out()
     path = tmp_path / "kv"
-    rig.engine.do(Export("a", str(path)))
+    held = sequence("a", prompt=25, max_tokens=1, hold=True)
+    rig.engine.do(Submit(held, export_path=str(path)))
     rig.run_out()
-    assert rig.answers == [Exported("a", path.stat().st_size)]
+    assert rig.answers == [Exported("a", path.stat().st_size, 25)]
     assert path.read_bytes() == exported_kv(LAYOUT, range(25))
     assert rig.engine.gauges().held == 1
     rig.engine.do(Drop("a"))
@@ -172,20 +179,73 @@ def test_a_refused_namesake_leaves_the_running_one_alone(rig: Rig, kv_path: Path
     assert rig.ids("a") == [11, 12]
 
 
-def test_only_held_kv_is_exported(rig: Rig, tmp_path: Path) -> None:
-    rig.engine.submit(sequence("runs", prompt=40, max_tokens=5))
-    rig.engine.step()
-    rig.engine.export("runs", str(tmp_path / "a"))
-    rig.engine.export("unknown", str(tmp_path / "b"))
+def test_kv_is_written_after_what_it_sampled_is_said(rig: Rig, tmp_path: Path) -> None:
+    held = sequence("a", prompt=9, max_tokens=1, hold=True)
+    rig.engine.submit(held, export_path=str(tmp_path / "kv"))
+    first = rig.engine.step()
+    assert first is not None
+    assert first.steps[0].finish == "length"
+    assert first.answers == ()
+    then = rig.engine.step()
+    assert then is not None
+    assert then.answers == (Exported("a", (tmp_path / "kv").stat().st_size, 9),)
+
+
+def test_a_long_prompt_is_written_in_parts_as_it_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "PART_TOKENS", 10)
+    rig = Rig(32, windows=(None,))  # 32 tokens a step
+    path = tmp_path / "kv"
+    held = sequence("a", prompt=50, max_tokens=1, hold=True)
+    rig.engine.submit(held, export_path=str(path))
+    rig.engine.submit(sequence("b", prompt=40, max_tokens=2))
     rig.run_out()
-    assert rig.answers == [Exported("runs", None), Exported("unknown", None)]
+    assert rig.answers == [Exported("a", 32 * 8, 32), Exported("a", 50 * 8, 50)]
+    parts = exported_kv(rig.layout, range(32)), exported_kv(rig.layout, range(50))
+    assert path.read_bytes() == parts[0] + b"".join(
+        plane[32 * 4 :] for plane in (parts[1][:200], parts[1][200:])
+    )
+
+    there = Rig(32, windows=(None,))
+    resumed = sequence("a", prompt=50, generated=1, max_tokens=9)
+    there.engine.do(Submit(resumed, str(path), 50, part_ends=(32, 50)))
+    there.run_out()
+    assert rig.ids("a") + there.ids("a") == answer(50, 9)
+    for ends in ((32, 49), (50, 50), (0, 50), (40, 30, 50), (32,)):
+        wrong = sequence("b", prompt=50, generated=1, max_tokens=9)
+        there.engine.do(Submit(wrong, str(path), 50, part_ends=ends))
+        there.run_out()
+        refused = there.answers.pop()
+        assert isinstance(refused, Refused)
+        assert Code(refused.code) is Code.INCOMPATIBLE
+
+
+def test_kv_with_windows_is_written_in_one(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "PART_TOKENS", 10)
+    held = sequence("a", prompt=50, max_tokens=1, hold=True)
+    rig.engine.submit(held, export_path=str(tmp_path / "kv"))
+    rig.run_out()
+    [exported] = rig.answers
+    assert isinstance(exported, Exported)
+    assert exported.num_tokens == 50
+
+
+def test_a_dropped_request_is_not_written(rig: Rig, tmp_path: Path) -> None:
+    held = sequence("a", prompt=9, max_tokens=1, hold=True)
+    rig.engine.submit(held, export_path=str(tmp_path / "kv"))
+    rig.engine.step()
+    rig.engine.drop("a")
+    rig.run_out()
+    assert rig.answers == []
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_export_that_cannot_be_written_ends_the_hold(rig: Rig, tmp_path: Path) -> None:
-    rig.engine.submit(sequence("a", prompt=9, max_tokens=1, hold=True))
-    rig.run_out()
-    rig.engine.export("a", str(tmp_path / "no such folder" / "kv"))
+    held = sequence("a", prompt=9, max_tokens=1, hold=True)
+    rig.engine.submit(held, export_path=str(tmp_path / "no such folder" / "kv"))
     rig.run_out()
     (refused,) = rig.answers
     assert isinstance(refused, Refused)

@@ -172,16 +172,19 @@ def test_handed_over_to_another_engine(
     prefill, decode = engine(world.ours), engine(world.other)
     sampling = _SAMPLING[kind]
     for n, (name, ids) in enumerate(world.prompts.items()):
-        first = answers(prefill, sequence(name, ids, num_first, hold=True, **sampling))[name]
         path = str(tmp_path / str(n))
-        prefill.export(name, path)
-        exported = prefill.step()
-        assert exported
-        assert isinstance(exported.answers[0], Exported)
+        held = sequence(name, ids, num_first, hold=True, **sampling)
+        prefill.submit(held, export_path=path)
+        first: list[int] = []
+        ends: list[int] = []
+        while results := prefill.step():
+            first += [i for step in results.steps for i in step.ids]
+            ends += [it.num_tokens for it in results.answers if isinstance(it, Exported)]
         prefill.drop(name)
         resumed = sequence(name, ids, world.max_tokens, **sampling)
         resumed.token_ids += first
-        decode.submit(resumed, path, num_adopted=len(ids) + num_first - 1)
+        num_adopted = len(ids) + num_first - 1
+        decode.submit(resumed, path, num_adopted, part_ends=tuple(ends))
         adopted = decode.step()
         assert adopted
         assert adopted.answers == (Adopted(name),)

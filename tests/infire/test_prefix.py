@@ -9,7 +9,7 @@ import pytest
 from infire.prefix import Chain, chain_keys, root
 from infire.request import Sequence
 from tests.fakes.sequences import counted, sequence_of
-from tests.infire.scheduling import Rig, shape
+from tests.infire.scheduling import Rig, held_in, shape
 
 PROMPT = [7, 7, 9, 200, 3, 3, 3, 41, 5]  # two full blocks, and one token
 
@@ -146,10 +146,10 @@ def test_a_held_sequence_that_lost_a_block_is_not_exported() -> None:
     rig = rig_of()
     rig.scheduler.add(sequence_of("held", PROMPT, 1, hold=True))
     rig.run_out()
-    seq = rig.scheduler.held("held")
+    seq = held_in(rig.scheduler, "held")
     assert seq is not None
     rig.pools[0].tags[seq.block_ids[0][0]] += 1
-    assert rig.scheduler.held("held") is None
+    assert held_in(rig.scheduler, "held") is None
 
 
 @pytest.mark.parametrize("seed", range(4))

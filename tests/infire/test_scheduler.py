@@ -8,7 +8,7 @@ from infire.plan import RowResult, StepPlan
 from infire.request import Logprob, Step
 from routing.errors import Code
 from tests.fakes.sequences import answer, sequence
-from tests.infire.scheduling import Rig, shape
+from tests.infire.scheduling import Rig, held_in, shape
 
 
 def test_a_prompt_is_answered_and_its_blocks_come_back() -> None:
@@ -155,7 +155,7 @@ def test_max_tokens_cuts_a_burst() -> None:
     rig.scheduler.add(sequence("a", prompt=3, max_tokens=2, stop_ids=(60,), hold=True))
     step = burst(rig, 40, 50, 60)
     assert (step.ids, step.finish, step.num_computed) == ((40, 50), "length", 4)
-    held = rig.scheduler.held("a")
+    held = held_in(rig.scheduler, "a")
     assert held is not None
     assert held.token_ids == [0, 1, 2, 40, 50]
 
@@ -182,11 +182,11 @@ def test_held_blocks_stay_until_dropped() -> None:
     rig.step()
     assert rig.num_free == 13
     assert rig.scheduler.gauges().held == 1
-    held = rig.scheduler.held("a")
+    held = held_in(rig.scheduler, "a")
     assert held is not None
     assert held.num_computed == 9
     rig.drop("a")
-    assert rig.scheduler.held("a") is None
+    assert held_in(rig.scheduler, "a") is None
     assert rig.num_free == 16
 
 

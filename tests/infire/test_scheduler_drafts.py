@@ -9,7 +9,7 @@ from infire.admission import Limits
 from infire.plan import Row, StepPlan
 from infire.request import Grammar, Sequence
 from tests.fakes.sequences import counted, sequence, sequence_of
-from tests.infire.scheduling import Rig
+from tests.infire.scheduling import Rig, held_in
 
 # The model counts 0 1 2 3 4 0 1 ... in the tests with this period.
 PERIOD = 5
@@ -54,7 +54,7 @@ def test_a_stop_id_ends_a_run_of_right_drafts() -> None:
     rig.scheduler.add(sequence_of("a", REPEATS, 9, stop_ids=(0,), hold=True))
     steps = [step for _ in range(2) for step in rig.step()]
     assert [(step.ids, step.finish) for step in steps] == [((3,), None), ((4, 0), "stop")]
-    held = rig.scheduler.held("a")
+    held = held_in(rig.scheduler, "a")
     assert held is not None
     assert held.num_computed == len(held.token_ids) - 1 == 14 - 0
     gauges = rig.scheduler.gauges()

@@ -13,7 +13,7 @@ from infire.request import Step
 from infire.tenants import MAX_PREEMPTIONS
 from tests.fakes.runner import VOCABULARY
 from tests.fakes.sequences import counted, sequence_of
-from tests.infire.scheduling import Rig
+from tests.infire.scheduling import Rig, held_in
 
 
 class Walk:
@@ -87,7 +87,7 @@ class Walk:
         if not self.held:
             return
         name = self.rng.choice(sorted(self.held))
-        seq = self.rig.scheduler.held(name)
+        seq = held_in(self.rig.scheduler, name)
         path = self.tmp_path / f"{name}-{len(self.exports)}"
         self.rig.runner.export(seq.block_ids, seq.num_computed, str(path))
         if seq.num_computed < 45:  # room for more in the smallest pool of these tests
@@ -130,7 +130,7 @@ class Walk:
         if step.finish:
             self.num_finished += 1
             del self.expected[step.request_id]
-            if self.rig.scheduler.held(step.request_id):
+            if held_in(self.rig.scheduler, step.request_id):
                 self.held.add(step.request_id)
 
     def walk(self, num_acts: int) -> None:

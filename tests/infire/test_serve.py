@@ -14,7 +14,7 @@ import pytest
 
 from infire import serve as serve_module
 from infire.engine import Engine
-from infire.notes import Broken, Drop, Export, Exported, FromEngine, Hello, Note, Notes, Results
+from infire.notes import Broken, Drop, Exported, FromEngine, Hello, Note, Notes, Results
 from infire.notes import Submit as SubmitNote
 from infire.plan import RowResult, StepPlan
 from infire.request import Sequence
@@ -159,10 +159,10 @@ def test_acts_between_steps_show_in_the_gauges_at_once(start) -> None:
 def test_answers_come_without_a_step(start, tmp_path: Path) -> None:
     worker = start()
     worker.read()
-    worker.submit(sequence("a", prompt=9, max_tokens=1, hold=True))
-    worker.results()
-    worker.send(Export("a", str(tmp_path / "kv")))
-    assert worker.results().answers == (Exported("a", 72),)
+    held = sequence("a", prompt=9, max_tokens=1, hold=True)
+    worker.send(SubmitNote(held, export_path=str(tmp_path / "kv")))
+    assert worker.results().steps
+    assert worker.results().answers == (Exported("a", 72, 9),)
 
 
 def test_frames_may_come_in_pieces(start) -> None:

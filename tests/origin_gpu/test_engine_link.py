@@ -69,12 +69,20 @@ async def ids_of(link: EngineLink, submit: Submit) -> list[int]:
 
 
 @asynccontextmanager
-async def held(link: EngineLink, num_prompt: int = 5) -> AsyncGenerator[Run, None]:
-    """A request that has finished, and whose KV is kept."""
-    seq = sequence("held", num_prompt, 1, hold=True)
+async def held(
+    link: EngineLink, num_prompt: int = 5, path: Path | None = None
+) -> AsyncGenerator[Run, None]:
+    """A request that has finished, and whose KV is kept; also at `path`."""
+    submit = Submit(
+        sequence("held", num_prompt, 1, hold=True), export_path=str(path) if path else None
+    )
+    written = anyio.Event()
     with anyio.fail_after(PATIENCE_S):
-        async with link.request(Submit(seq), lambda step: None) as run:
+        async with link.request(submit, lambda step: None) as run:
+            run.on_export = lambda exported: written.set()
             await run.wait_finished()
+            if path:
+                await written.wait()
             yield run
 
 
@@ -162,8 +170,8 @@ async def test_a_refused_request_says_why() -> None:
 async def test_kv_goes_from_one_engine_to_another(tmp_path: Path) -> None:
     path = tmp_path / "kv"
     async with running() as giver, running() as taker:
-        async with held(giver, 300) as run:
-            assert await run.export(path) == path.stat().st_size == 2400
+        async with held(giver, 300, path):
+            assert path.stat().st_size == 2400
             assert giver.gauges.held == 1
         await idle(giver)
         steps: list[Step] = []
@@ -190,19 +198,9 @@ async def test_kv_that_cannot_be_read_is_no_tokens(tmp_path: Path) -> None:
 async def test_kv_that_cannot_be_written_ends_the_request(tmp_path: Path) -> None:
     async with running() as link:
         with pytest.raises(Failure) as failed:
-            async with held(link) as run:
-                await run.export(tmp_path / "no folder" / "kv")
+            async with held(link, 5, tmp_path / "no folder" / "kv"):
+                pass
         assert failed.value.code is Code.LOST
-
-
-async def test_only_a_held_request_can_be_exported(tmp_path: Path) -> None:
-    async with (
-        running() as link,
-        link.request(Submit(sequence("a", 3, 1)), lambda step: None) as run,
-    ):
-        await run.wait_finished()
-        with pytest.raises(Failure, match="holds no KV"):
-            await run.export(tmp_path / "kv")
 
 
 async def test_when_the_engine_dies_its_requests_fail_and_another_starts() -> None:

@@ -203,7 +203,7 @@ async def test_who_waits_learns_that_the_hold_has_ended(tmp_path: Path, ends: En
         with it.door.offer(ticket(100), it.offered / "9.kv") as offer:
             tasks.start_soon(collect)
             with anyio.fail_after(PATIENCE_S):
-                while not offer._settled.statistics().tasks_waiting:
+                while not offer._news.statistics().tasks_waiting:
                     await anyio.sleep(0.005)
     assert [failure.code for failure in refused] == [Code.LOST]
 
@@ -313,3 +313,49 @@ async def test_a_file_that_cannot_be_written(tmp_path: Path, ends: Ends) -> None
 )
 def test_where_a_door_is(kv_address: str, url: str, expected: tuple[str, int]) -> None:
     assert door_address(Peer(name="p", role="both", url=url, kv_address=kv_address)) == expected
+
+
+async def test_what_is_there_goes_while_the_rest_is_computed(tmp_path: Path) -> None:
+    """Over the connection, part by part; a pause as long as the lease is none."""
+    whole = ticket(300)
+    early = msgspec.structs.replace(whole, num_ready=10, num_tokens=30, lease_s=PATIENCE_S)
+    async with ground(tmp_path) as it, anyio.create_task_group() as tasks:
+        got: list[bytes] = []
+
+        async def collect() -> None:
+            got.append(await it.collect(early, stall_s=0.2))
+
+        path = it.write(100)
+        with it.door.offer(early, path) as offer:
+            offer.wrote(100, 10)
+            tasks.start_soon(collect)
+            with anyio.fail_after(PATIENCE_S):
+                while it.proxy.num_back < 100:
+                    await anyio.sleep(0.005)
+            await anyio.sleep(0.5)
+            for num_bytes, num_tokens in ((200, 20), (300, 30)):
+                with path.open("ab") as file:
+                    file.write(bytes([num_tokens]) * 100)
+                offer.wrote(num_bytes, num_tokens)
+            await wait_collected(offer)
+    assert got == [path.read_bytes()]
+
+
+async def test_a_hold_that_ends_while_it_is_collected_is_told(tmp_path: Path) -> None:
+    early = msgspec.structs.replace(ticket(300), num_ready=10, num_tokens=30)
+    async with ground(tmp_path) as it, anyio.create_task_group() as tasks:
+        failures: list[Failure] = []
+
+        async def collect() -> None:
+            with pytest.raises(Failure) as failed:
+                await it.collect(early)
+            failures.append(failed.value)
+
+        path = it.write(100)
+        with it.door.offer(early, path) as offer:
+            offer.wrote(100, 10)
+            tasks.start_soon(collect)
+            with anyio.fail_after(PATIENCE_S):
+                while it.proxy.num_back < 100:
+                    await anyio.sleep(0.005)
+    assert [failure.code for failure in failures] == [Code.LOST]

@@ -138,7 +138,7 @@ async def test_a_resumed_request_is_handed_over_too(tmp_path: Path) -> None:
             prefilled = await prefilled_of(held)
             assert prefilled.first == wire.Tokens((68,))
             events = await d.ask(Resume(request, prefilled))
-        assert ids(events) == [69, 70]
+        assert ids(events) == [69, 70], events
         assert events[-1] == wire.Finish("length", usage(2, 5))
 
 

@@ -10,7 +10,16 @@ import anyio
 import psutil
 import pytest
 
-from origin_gpu.handover import Collected, Peer, Prefill, Prefilled, Resume, Watch, Watched
+from origin_gpu.handover import (
+    Collected,
+    Computing,
+    Peer,
+    Prefill,
+    Prefilled,
+    Resume,
+    Watch,
+    Watched,
+)
 from origin_gpu.kv_files import roots
 from routing import wire
 from routing.errors import Code
@@ -56,8 +65,10 @@ async def test_two_processes_hand_over(tmp_path: Path) -> None:
             watched = await anext(aiter(events))
             assert isinstance(watched, Watched)
             answer = aiter(held)
+            assert isinstance(await anext(answer), Computing)  # 512 tokens, of 2,000
             prefilled = await anext(answer)
             assert isinstance(prefilled, Prefilled)
+            assert prefilled.part_ends == (512, 1024, 1536, 2000)
             url = made.processes["weur-prefill"].url
             giver = Peer(
                 name="weur-prefill", role="prefill", url=url, kv_address=watched.kv_address
