@@ -131,6 +131,13 @@ class Watch:
     def abandoned(self, region: str) -> None:
         self._seen[region].breaker = self._seen[region].breaker.abandoned()
 
+    def draining(self, region: str) -> None:
+        """It takes nothing new, which its next report will say as well."""
+        seen = self._seen[region]
+        seen.breaker = seen.breaker.abandoned()
+        if seen.report is not None:
+            seen.report = msgspec.structs.replace(seen.report, room=0, models=())
+
     def tokenizer_digests(self) -> set[str]:
         """Of every model that any region serves."""
         reports = (seen.report for seen in self._seen.values())

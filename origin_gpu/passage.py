@@ -1,12 +1,14 @@
 """One request on its way through a region: placed, prefilled, handed over, relayed.
 
 Tokens are relayed where they arrive, with no task in between; one waits for the stages only.
-When a worker is lost, or refuses, the request is computed anew on another, once.
+When a worker is lost, or refuses, the request is computed anew on another, once. One that is being
+stopped takes nothing new, but what it has begun; being refused by it costs no try.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +18,7 @@ import anyio
 import msgspec
 
 from origin_gpu.handover import Prefill, Prefilled, Resume, WorkerEvent
-from origin_gpu.place import Placement, Split, Whole, place, place_whole
+from origin_gpu.place import Candidate, Placement, Split, Whole, place, place_whole
 from origin_gpu.pool import Pool
 from routing import wire
 from routing.errors import Code, Failure
@@ -69,11 +71,22 @@ class Passage:
         try:
             await self._go(placement)
         except Failure as failure:
-            if not failure.code.elsewhere:
+            if not failure.code.elsewhere or failure.code is Code.DRAINING:
                 raise
             await self._go_again(failure)
 
     async def _go(self, placement: Placement) -> None:
+        """As placed, or elsewhere where a worker is being stopped: that costs no try."""
+        while True:
+            try:
+                return await self._go_once(placement)
+            except Failure as failure:
+                if failure.code is not Code.DRAINING:
+                    raise
+                self._pool.leave_out(self._asked)
+                placement = self._other_placement(failure)
+
+    async def _go_once(self, placement: Placement) -> None:
         match placement:
             case Whole(worker):
                 with self._pool.charge(worker, self._context + self._expected):
@@ -82,8 +95,9 @@ class Passage:
                 await self._go_split(prefill, decode)
 
     async def _go_split(self, prefill: str, decode: str) -> None:
+        layout = self._pool.layout(decode)
         with ExitStack() as held:
-            held.enter_context(self._pool.charge(decode, self._context + self._expected))
+            charge = held.enter_context(self._pool.charge(decode, self._context + self._expected))
             request = self._so_far()
             prefilled = await self._prefill(prefill, request, held)
             self._start(prefilled.cached_tokens)
@@ -91,7 +105,11 @@ class Passage:
             if prefilled.finish is not None:
                 self._finish(prefilled.finish.reason)
             else:
-                await self._relay(decode, Resume(request, prefilled))
+                taker = _taker(self._pool.candidates(), layout, decode)
+                if taker != decode:
+                    charge.end()
+                    held.enter_context(self._pool.charge(taker, self._context + self._expected))
+                await self._relay(taker, Resume(request, prefilled))
 
     async def _go_again(self, failure: Failure) -> None:
         """One more try, on another worker; `failure` stands if none can."""
@@ -99,10 +117,7 @@ class Passage:
         if reason := self._over():
             self._finish(reason)
             return
-        try:
-            placement = self._other_placement()
-        except Failure:
-            raise failure from None
+        placement = self._other_placement(failure)
         log(
             logger,
             "second try",
@@ -114,15 +129,18 @@ class Passage:
         )
         await self._go(placement)
 
-    def _other_placement(self) -> Placement:
-        """Without the worker that failed, if possible. Raises Failure.
+    def _other_placement(self, failure: Failure) -> Placement:
+        """Without the worker that failed, if possible. Raises `failure` if there is none.
 
         A decode worker that could not collect is well itself, and may be all that is left.
         """
         others = self._pool.candidates(excluding={self._asked})
-        if len(self.ids) == len(self.request.generated_ids):
-            return place(others, self.request)
-        return place_whole(others or self._pool.candidates(), self.request)
+        try:
+            if len(self.ids) == len(self.request.generated_ids):
+                return place(others, self.request)
+            return place_whole(others or self._pool.candidates(), self.request)
+        except Failure:
+            raise failure from None
 
     async def _prefill(self, worker: str, request: wire.Generate, held: ExitStack) -> Prefilled:
         """The worker's answer; from then on `held` keeps the KV there until it is collected."""
@@ -226,6 +244,14 @@ class Passage:
         if self.ids and self.ids[-1] in sampling.stop_ids:
             return "stop"
         return "length" if len(self.ids) >= sampling.max_tokens else None
+
+
+def _taker(ready: Sequence[Candidate], layout: str, decode: str) -> str:
+    """Who takes the KV over: another with the same layout, where `decode` is not ready by now."""
+    able = [it for it in ready if it.role == "decode" and it.layout_digest == layout]
+    if not able or any(it.name == decode for it in able):
+        return decode
+    return min(able, key=lambda it: (it.tokens_in_flight, it.name)).name
 
 
 def _failure(fault: wire.Fault) -> Failure:

@@ -2,8 +2,8 @@
 
 It is ready at once, and answers a run with the words of ANSWER, one a chunk. Run as a program:
     stand_in.py [BEHAVIOUR...] --fd N
-BEHAVIOUR: dies, never-ready, stubborn (no SIGTERM ends it), leaves-a-child; of an answer: truncates
-(it ends early), breaks (so does the connection).
+BEHAVIOUR: dies, never-ready, stubborn (no SIGTERM or SIGINT ends it), leaves-a-child; of an answer:
+truncates (it ends early), breaks (so does the connection).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
         routes=[Route("/ready", ready), Route("/client/{rest:path}", run, methods=["POST"])]
     )
     if "stubborn" in sys.argv:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     serve_app(app, host="127.0.0.1", port=0, fd=int(sys.argv[sys.argv.index("--fd") + 1]))
 
 

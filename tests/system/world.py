@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,11 +52,14 @@ class Process:
         self.popen.send_signal(signal.SIGCONT)
 
     def stop(self) -> int:
-        """End it as an operator does; the exit code."""
-        if self.popen.poll() is None:
-            self.popen.send_signal(signal.SIGCONT)
-            self.popen.terminate()
+        """End it as an operator does who waits for no request; the exit code."""
         try:
+            for _ in range(2):  # the second signal cuts what is left
+                if self.popen.poll() is None:
+                    self.popen.send_signal(signal.SIGCONT)
+                    self.popen.terminate()
+                with suppress(subprocess.TimeoutExpired):
+                    return self.popen.wait(3)
             return self.popen.wait(15)
         except subprocess.TimeoutExpired:
             self.popen.kill()
