@@ -82,6 +82,22 @@ async def test_a_model_that_a_region_no_longer_names_is_remembered() -> None:
         assert (known.report.models, known.served) == ((), {MODEL})
 
 
+async def test_a_region_that_is_being_stopped_is_not_asked_until_it_says_that_it_serves() -> None:
+    region = CountingRegion()
+    async with running(region), watching(region) as watch:
+        await until_connected(watch)
+        watch.failed(region.region.name)
+        watch.draining(region.region.name)
+        [known] = watch.known()
+        assert known.report is not None
+        assert (known.report.room, known.report.models, known.served) == (0, (), {MODEL})
+        assert known.breaker.failures == 1  # no more than there were
+        await watch.refresh()
+        [known] = watch.known()
+        assert known.report is not None
+        assert [model.model for model in known.report.models] == [MODEL]
+
+
 async def test_a_silent_region_keeps_its_last_report_and_grows_stale() -> None:
     region, clock = CountingRegion(), Clock()
     async with running(region), watching(region, clock=clock) as watch:

@@ -40,6 +40,7 @@ class Process:
     url: str
     popen: subprocess.Popen[bytes]
     log: Path
+    words: tuple[str, ...] = ()  # of its command line, to start another like it
 
     def kill(self) -> None:
         self.popen.send_signal(signal.SIGKILL)
@@ -73,8 +74,10 @@ class Shape:
 
     regions: tuple[str, ...] = ("weur",)
     roles: tuple[str, ...] = ("prefill", "decode")
+    copies: int = 1  # workers of each role; the second is called weur-prefill-2
     step_s: float = 0.0
     worker_flags: tuple[str, ...] = ()
+    front_flags: tuple[str, ...] = ()
     edge_flags: tuple[str, ...] = ()
 
 
@@ -219,7 +222,7 @@ def start(made: World, name: str, words: Sequence[str], port: int = 0) -> Proces
             env={**os.environ, "EDGEFIRE_HOME": str(made.home), "OMP_NUM_THREADS": "1"},
         )
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    made.processes[name] = Process(name, url, popen, log)
+    made.processes[name] = Process(name, url, popen, log, tuple(words))
     return made.processes[name]
 
 
@@ -234,10 +237,12 @@ def _start_regions(made: World, shape: Shape, folder: Path, secret: Path) -> Non
     for region in shape.regions:
         flags: list[str] = []
         for role in shape.roles:
-            name = f"{region}-{role}"
-            process = start(made, name, worker_words(made, shape, region, role, folder))
-            flags += ["--worker", f"{name}={role}@{process.url}"]
+            for n in range(1, shape.copies + 1):
+                name = f"{region}-{role}" + (f"-{n}" if n > 1 else "")
+                process = start(made, name, worker_words(made, shape, region, role, folder))
+                flags += ["--worker", f"{name}={role}@{process.url}"]
         words = ["origin_gpu", "front", "--region", region, "--secret-file", str(secret), *flags]
+        words += shape.front_flags
         start(made, f"{region}-front", words)
 
 
