@@ -115,9 +115,10 @@ class Run:
             headers.get("authorization"), scope["path_params"]["account_id"]
         )
         record.account, record.tenant = tenant.account, tenant
-        if (model := self._api.model(scope)) is not None:
-            self._check(model, record)
         with self._service.drain.until_cut():
+            await self._service.walk.wait_settled()
+            if (model := self._api.model(scope)) is not None:
+                self._check(model, record)
             body = await read_body(
                 scope,
                 receive,

@@ -130,6 +130,11 @@ class Server(uvicorn.Server):
             await self.on_tick(0)
         self._must_end_within(STOP_S)
         self._drain.cut()
+        for listening in self.servers:
+            listening.close()
+        await asyncio.sleep(
+            LOOK_S
+        )  # whose connection was taken last is told no, and not hung up on
 
     def stop(self) -> None:
         """Have it stop soon, without a drain."""

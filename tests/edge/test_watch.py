@@ -98,6 +98,31 @@ async def test_a_region_that_is_being_stopped_is_not_asked_until_it_says_that_it
         assert [model.model for model in known.report.models] == [MODEL]
 
 
+async def test_who_comes_before_the_regions_are_known_waits_for_them_and_not_for_ever() -> None:
+    there, away, clock = CountingRegion(name="there"), CountingRegion(name="away"), Clock()
+    settled = anyio.Event()
+
+    async def wait(watch: Watch) -> None:
+        await watch.wait_settled()
+        settled.set()
+
+    async with running(there), watching(there, away, clock=clock) as watch:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait, watch)
+            with anyio.fail_after(10):
+                await watch.link("there").wait_connected()
+                while not watch.known()[0].report:
+                    await anyio.sleep(0.005)
+            assert not settled.is_set()
+            clock.now += 6
+        assert settled.is_set()
+        await there.stop()
+        await watch.wait_settled()  # later it is told at once that nobody is there
+    async with watching(away, clock=clock) as watch:
+        clock.now += 6
+        await watch.wait_settled()
+
+
 async def test_a_silent_region_keeps_its_last_report_and_grows_stale() -> None:
     region, clock = CountingRegion(), Clock()
     async with running(region), watching(region, clock=clock) as watch:
