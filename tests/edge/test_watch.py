@@ -106,7 +106,7 @@ async def test_who_comes_before_the_regions_are_known_waits_for_them_and_not_for
         await watch.wait_settled()
         settled.set()
 
-    async with running(there), watching(there, away, clock=clock) as watch:
+    async with running(there) as serving, watching(there, away, clock=clock) as watch:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(wait, watch)
             with anyio.fail_after(10):
@@ -118,6 +118,8 @@ async def test_who_comes_before_the_regions_are_known_waits_for_them_and_not_for
         assert settled.is_set()
         await there.stop()
         await watch.wait_settled()  # later it is told at once that nobody is there
+        await away.start(serving)
+        await away.stop()
     async with watching(away, clock=clock) as watch:
         clock.now += 6
         await watch.wait_settled()
