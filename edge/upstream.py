@@ -53,7 +53,7 @@ class Regions(Protocol):
     def succeeded(self, region: str) -> None: ...
     def failed(self, region: str) -> None: ...
     def abandoned(self, region: str) -> None: ...
-    def draining(self, region: str) -> None: ...
+    def draining(self, region: str, model: str) -> None: ...
 
 
 class Inbox:
@@ -246,7 +246,7 @@ class Answer:
         if failure.code in _REGION_FAILED:
             self._regions.failed(region)
         elif failure.code is Code.DRAINING:
-            self._regions.draining(region)
+            self._regions.draining(region, self._request.model)
         elif failure.code in _SHOWS_NOTHING:
             self._regions.abandoned(region)
         else:

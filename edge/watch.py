@@ -144,12 +144,13 @@ class Watch:
     def abandoned(self, region: str) -> None:
         self._seen[region].breaker = self._seen[region].breaker.abandoned()
 
-    def draining(self, region: str) -> None:
-        """It takes nothing new, which its next report will say as well."""
+    def draining(self, region: str, model: str) -> None:
+        """It takes nothing new for `model`, which its next report will say as well."""
         seen = self._seen[region]
         seen.breaker = seen.breaker.abandoned()
         if seen.report is not None:
-            seen.report = msgspec.structs.replace(seen.report, room=0, models=())
+            others = tuple(it for it in seen.report.models if it.model != model)
+            seen.report = msgspec.structs.replace(seen.report, models=others)
 
     def tokenizer_digests(self) -> set[str]:
         """Of every model that any region serves."""

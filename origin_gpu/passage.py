@@ -71,7 +71,7 @@ class Passage:
         try:
             await self._go(placement)
         except Failure as failure:
-            if not failure.code.elsewhere or failure.code is Code.DRAINING:
+            if not failure.code.elsewhere or failure.code is Code.DRAINING:  # so are all others
                 raise
             await self._go_again(failure)
 

@@ -132,9 +132,7 @@ class Server(uvicorn.Server):
         self._drain.cut()
         for listening in self.servers:
             listening.close()
-        await asyncio.sleep(
-            LOOK_S
-        )  # whose connection was taken last is told no, and not hung up on
+        await asyncio.sleep(LOOK_S)  # the last to be connected are told no, not hung up on
 
     def stop(self) -> None:
         """Have it stop soon, without a drain."""
@@ -174,8 +172,9 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._num_told += 1
-        grace_s = self._drain.grace_s if self._num_told == 1 else 0.0
-        self._must_end_within(grace_s + STOP_S)
+        if self._num_told <= 2:
+            grace_s = self._drain.grace_s if self._num_told == 1 else 0.0
+            self._must_end_within(grace_s + STOP_S)
         self._wake()
 
 

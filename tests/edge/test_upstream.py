@@ -86,7 +86,7 @@ class Regions:
     def abandoned(self, region: str) -> None:
         self.verdicts.append(f"{region} abandoned")
 
-    def draining(self, region: str) -> None:
+    def draining(self, region: str, model: str) -> None:
         self.verdicts.append(f"{region} draining")
 
     def choose(self) -> list[Choice]:

@@ -87,15 +87,14 @@ async def test_a_region_that_is_being_stopped_is_not_asked_until_it_says_that_it
     async with running(region), watching(region) as watch:
         await until_connected(watch)
         watch.failed(region.region.name)
-        watch.draining(region.region.name)
+        watch.draining(region.region.name, "another")
+        assert watch.known()[0].model(MODEL)
+        watch.draining(region.region.name, MODEL)
         [known] = watch.known()
-        assert known.report is not None
-        assert (known.report.room, known.report.models, known.served) == (0, (), {MODEL})
+        assert (known.model(MODEL), known.served) == (None, {MODEL})
         assert known.breaker.failures == 1  # no more than there were
         await watch.refresh()
-        [known] = watch.known()
-        assert known.report is not None
-        assert [model.model for model in known.report.models] == [MODEL]
+        assert watch.known()[0].model(MODEL)
 
 
 async def test_who_comes_before_the_regions_are_known_waits_for_them_and_not_for_ever() -> None:
