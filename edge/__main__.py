@@ -18,6 +18,7 @@ import typer
 
 from edge.settings import Settings, read_fleet, settings_of
 from routing import logs
+from routing.drain import Drain
 from routing.paths import paths
 from routing.secret import read_secret
 
@@ -65,6 +66,10 @@ def serve(  # noqa: PLR0913  one parameter a flag
         int | None, typer.Option(help="When the client names no max_tokens.", min=1)
     ] = None,
     body_limit_bytes: Annotated[int | None, typer.Option(help="Of a request.", min=1)] = None,
+    grace_s: Annotated[
+        float | None,
+        typer.Option(help="That requests have to end once it is told to stop.", min=0.0),
+    ] = None,
 ) -> None:
     """Answer clients, from the nearest region that is well and has room."""
     from edge.app import create_app
@@ -76,6 +81,7 @@ def serve(  # noqa: PLR0913  one parameter a flag
         "budget_s": budget_s,
         "max_output_tokens": max_output_tokens,
         "body_limit_bytes": body_limit_bytes,
+        "grace_s": grace_s,
     }
     logs.start(name)
     try:
@@ -88,10 +94,11 @@ def serve(  # noqa: PLR0913  one parameter a flag
             cache_dir=cache_dir,
             ledger=ledger,
         )
-        asgi = create_app(settings)
+        drain = Drain(settings.grace_s)
+        asgi = create_app(settings, drain)
     except (OSError, ValueError, sqlite3.Error) as exc:
         raise typer.BadParameter(str(exc)) from exc
-    serve_app(asgi, host=host, port=port, fd=fd)
+    serve_app(asgi, host=host, port=port, fd=fd, drain=drain)
 
 
 @key.command()

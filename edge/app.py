@@ -29,6 +29,7 @@ from edge.run import Native, OpenAI, Run, Service
 from edge.settings import Settings
 from edge.texts import TextStore
 from edge.watch import Watch
+from routing.drain import Drain
 from routing.errors import Code, Failure
 from routing.region import ProcessReport
 from routing.secret import authorized
@@ -37,12 +38,14 @@ AI = "/client/v4/accounts/{account_id}/ai"
 _WARM_S, _WARM_AGAIN_S = 0.5, 10.0  # between looks for new tokenizers; after one was not to be had
 
 
-def create_app(settings: Settings) -> Starlette:
+def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
+    drain = drain or Drain(settings.grace_s)
     client = httpx2.AsyncClient(trust_env=False)  # a proxy of the operator's is not for regions
     watch = Watch(settings.regions, settings.secret, client)
     texts = TextStore(settings.cache_dir / "assets", watch.text_assets)
     ledger = open_ledger(settings.ledger, unix_time) if settings.ledger else None
     metrics = Metrics(watch, ledger)
+    drain.num_left = lambda: metrics.num_in_flight
     service = Service(
         settings=settings,
         verifier=Verifier(settings.keys_dir, unix_time),
@@ -51,6 +54,7 @@ def create_app(settings: Settings) -> Starlette:
         walk=Walk(
             watch, texts, budget_s=settings.budget_s, max_output_tokens=settings.max_output_tokens
         ),
+        drain=drain,
     )
 
     @asynccontextmanager
@@ -69,9 +73,9 @@ def create_app(settings: Settings) -> Starlette:
         routes=[
             Route(f"{AI}/run/{{model:path}}", Run(service, Native()), methods=["POST"]),
             Route(f"{AI}/v1/chat/completions", Run(service, OpenAI()), methods=["POST"]),
-            *_operator_routes(settings, watch, metrics),
+            *_operator_routes(service, watch, metrics),
         ],
-        middleware=[Middleware(Door, metrics=metrics, ledger=ledger)],
+        middleware=[Middleware(Door, metrics=metrics, ledger=ledger, drain=drain)],
         exception_handlers={404: no_route, 405: wrong_method},
         lifespan=lifespan,
     )
@@ -83,15 +87,18 @@ def unix_time() -> float:
     return datetime.now(UTC).timestamp()
 
 
-def _operator_routes(settings: Settings, watch: Watch, metrics: Metrics) -> list[Route]:
-    epoch = uuid4().hex
+def _operator_routes(service: Service, watch: Watch, metrics: Metrics) -> list[Route]:
+    epoch, settings = uuid4().hex, service.settings
+
+    def is_ready() -> bool:
+        return watch.ready() and not service.drain.begun
 
     async def health(request: Request) -> Response:
         return _json({"healthy": True})
 
     async def ready(request: Request) -> Response:
-        is_ready = watch.ready()
-        return _json({"ready": is_ready}, 200 if is_ready else 503)
+        ready_now = is_ready()
+        return _json({"ready": ready_now}, 200 if ready_now else 503)
 
     async def show_metrics(request: Request) -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -109,7 +116,7 @@ def _operator_routes(settings: Settings, watch: Watch, metrics: Metrics) -> list
                 pid=os.getpid(),
                 url=f"http://[{host}]:{port}" if is_v6 else f"http://{host}:{port}",
                 epoch=epoch,
-                ready=watch.ready(),
+                ready=is_ready(),
                 in_flight=metrics.num_in_flight,
             )
         )

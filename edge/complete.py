@@ -152,6 +152,10 @@ class Walk:
         self._max_output_tokens = max_output_tokens
         self._encoders = CapacityLimiter(ENCODING_THREADS)
 
+    async def wait_settled(self) -> None:
+        """Until regions are known, or have had the time to be: moments, after the edge's start."""
+        await self._watch.wait_settled()
+
     def serves(self, model: str) -> None:
         """Failure unless some region serves `model`: said before its input is looked at."""
         if context_window(self._watch.known(), model) is None:

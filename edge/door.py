@@ -1,5 +1,5 @@
 """What every request passes on its way in and out: an id, a line in the log, a row of usage, and no
-traceback.
+traceback. Once the edge is told to stop, nothing new passes.
 
 Expected failures leave as the error of the API that was asked. Whatever else is raised is a bug: it
 is logged, and the client gets a number to ask about. Knows no route but the shape of errors.
@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from edge import openai, workers_ai
 from edge.ledger import Ledger
 from edge.metrics import Metrics, Record
+from routing.drain import Drain
 from routing.errors import Code, Failure
 
 logger = logging.getLogger(__name__)
@@ -37,10 +38,11 @@ _MOST_SHOWN = 200  # characters of a path in a message
 class Door:
     """ASGI middleware, outside of all routes."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, ledger: Ledger | None) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, ledger: Ledger | None, drain: Drain) -> None:
         self._app = app
         self._metrics = metrics
         self._ledger = ledger
+        self._drain = drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -71,10 +73,12 @@ class Door:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                message["headers"] = [*message["headers"], *marks]
+                message["headers"] = [*message["headers"], *marks, *self._parting()]
             await send(message)
 
         try:
+            if scope["path"] not in _QUIET:
+                self._drain.check()
             await self._app(scope, receive, send_marked)
         except Failure as exc:
             failure = exc
@@ -87,6 +91,10 @@ class Door:
         record.outcome, record.detail = failure.code.value, failure.detail
         if not begun:
             await refusal(scope["path"], failure)(scope, receive, send_marked)
+
+    def _parting(self) -> list[tuple[bytes, bytes]]:
+        """Whoever comes again is to come by another connection, to another process."""
+        return [(b"connection", b"close")] if self._drain.begun else []
 
 
 def record_of(scope: Scope) -> Record:

@@ -29,6 +29,7 @@ from edge.places import Places
 from edge.settings import Settings
 from edge.sse import MEDIA_TYPE
 from routing.abort import write_of
+from routing.drain import Drain
 from routing.errors import Code, Failure
 
 _INLINE_BYTES = 100_000  # about 1 ms to parse; a longer body would hold up every other stream
@@ -96,6 +97,7 @@ class Service:
     places: Places
     clients: Clients
     walk: Walk
+    drain: Drain
 
 
 class Run:
@@ -113,14 +115,16 @@ class Run:
             headers.get("authorization"), scope["path_params"]["account_id"]
         )
         record.account, record.tenant = tenant.account, tenant
-        if (model := self._api.model(scope)) is not None:
-            self._check(model, record)
-        body = await read_body(
-            scope,
-            receive,
-            limit_bytes=settings.body_limit_bytes,
-            stalled_s=settings.stalled_reader_s,
-        )
+        with self._service.drain.until_cut():
+            await self._service.walk.wait_settled()
+            if (model := self._api.model(scope)) is not None:
+                self._check(model, record)
+            body = await read_body(
+                scope,
+                receive,
+                limit_bytes=settings.body_limit_bytes,
+                stalled_s=settings.stalled_reader_s,
+            )
         peer = scope["client"][0] if scope["client"] else None
         caller = Caller(
             request_id=record.request_id,
@@ -144,7 +148,7 @@ class Run:
         reply = Reply(send, write_of(scope), spelled, record, stream=ask.stream)
         budget_s = self._service.settings.budget_s
         try:
-            with anyio.fail_after(budget_s):
+            with anyio.fail_after(budget_s), self._service.drain.until_cut():
                 async with self._service.walk.complete(ask, caller, record.tries) as completion:
                     completion.tell_at_once(reply.tell_nowait)
                     async for pieces in completion:

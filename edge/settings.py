@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from routing.drain import GRACE_S
 from routing.geo import LOOPBACK
 from routing.region import Place, Region
 
@@ -28,6 +29,7 @@ class Settings:
     budget_s: float = 300.0  # for a whole request, from its body's last byte to its last token
     max_output_tokens: int = 2048  # when the client names no max_tokens
     body_limit_bytes: int = 10_000_000  # as Workers AI documents for its payloads
+    grace_s: float = GRACE_S  # that requests have to end once it is told to stop
     stalled_reader_s: float = 60.0  # a client that takes nothing for so long is hung up on
 
 
@@ -39,6 +41,7 @@ class EdgeTable(Struct, frozen=True, kw_only=True):
     budget_s: Annotated[float, Meta(gt=0)] | None = None
     max_output_tokens: Annotated[int, Meta(ge=1)] | None = None
     body_limit_bytes: Annotated[int, Meta(ge=1)] | None = None
+    grace_s: Annotated[float, Meta(gt=0)] | None = None
 
 
 class RegionRow(Struct, frozen=True, kw_only=True):

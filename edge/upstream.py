@@ -21,8 +21,8 @@ from routing.link import Call, Link
 
 RECONNECT_S = 1.0  # a stream that has begun waits so long for the only link left to come back
 
-# What counts against a region. One that refuses is well, and so is one whose queue outlasts a
-# request's budget.
+# What counts against a region. One that refuses is well, or being stopped in good order, and so is
+# one whose queue outlasts a request's budget.
 _REGION_FAILED = {Code.LOST, Code.UNAVAILABLE, Code.INCOMPATIBLE, Code.INTERNAL}
 _SHOWS_NOTHING = {Code.TIMEOUT, Code.ABORTED}
 # What the client is told instead of a region's own words, which name addresses and workers.
@@ -30,6 +30,7 @@ _SAID = {
     Code.LOST: "the region that was asked cannot be reached, please try again",
     Code.UNAVAILABLE: "the model is not ready to be served, please try again",
     Code.INCOMPATIBLE: "the model is not ready to be served, please try again",
+    Code.DRAINING: "the region that was asked is being restarted, please try again",
     Code.STALE_TOKENIZER: "the model is being changed, please try again",
     Code.INTERNAL: "an error in the region that was asked",
 }
@@ -39,6 +40,7 @@ _MOST_TELLING = (
     Code.NO_CAPACITY,
     Code.INCOMPATIBLE,
     Code.UNAVAILABLE,
+    Code.DRAINING,
     Code.LOST,
 )
 
@@ -51,6 +53,7 @@ class Regions(Protocol):
     def succeeded(self, region: str) -> None: ...
     def failed(self, region: str) -> None: ...
     def abandoned(self, region: str) -> None: ...
+    def draining(self, region: str, model: str) -> None: ...
 
 
 class Inbox:
@@ -242,6 +245,8 @@ class Answer:
         """A try came to nothing: the breaker hears of it, and the next try follows if one may."""
         if failure.code in _REGION_FAILED:
             self._regions.failed(region)
+        elif failure.code is Code.DRAINING:
+            self._regions.draining(region, self._request.model)
         elif failure.code in _SHOWS_NOTHING:
             self._regions.abandoned(region)
         else:

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 POLL_S = 1.0
 POLL_AWAY_S = 0.25  # of a region that cannot serve yet
 PATIENCE_S = 5.0  # an edge that has just started waits so long for the last of its regions
+LOOK_S = 0.02  # between looks whether they are there
 POLL_LIMIT_S = 3.0  # for one report
 ASSETS_LIMIT_S = 30.0  # for the tokenizer and template of one model, a few MB
 RTT_SHARE = 0.125  # of a slower sample in the estimate; a faster one counts at once, as TCP's do
@@ -76,6 +77,7 @@ class Watch:
         self._headers = bearer(secret)
         self._clock = clock
         self._started = clock()
+        self._settled = False
         self._seen = {
             region.name: _Seen(region=region, link=Link(region.url, secret, wire.Event))
             for region in regions
@@ -108,7 +110,18 @@ class Watch:
         Without the second, the first clients of a new edge would be sent past their nearest.
         """
         usable = [seen.usable for seen in self._seen.values()]
-        return any(usable) and (all(usable) or self._clock() > self._started + PATIENCE_S)
+        return any(usable) and (all(usable) or self._is_old)
+
+    @property
+    def _is_old(self) -> bool:
+        return self._clock() > self._started + PATIENCE_S
+
+    async def wait_settled(self) -> None:
+        """Until it has been ready, or has had its time: who comes sooner need not be sent away."""
+        while not self._settled:
+            self._settled = self.ready() or self._is_old
+            if not self._settled:
+                await anyio.sleep(LOOK_S)
 
     def now(self) -> float:
         """The clock of `Known.reported_at` and of the breakers."""
@@ -130,6 +143,14 @@ class Watch:
 
     def abandoned(self, region: str) -> None:
         self._seen[region].breaker = self._seen[region].breaker.abandoned()
+
+    def draining(self, region: str, model: str) -> None:
+        """It takes nothing new for `model`, which its next report will say as well."""
+        seen = self._seen[region]
+        seen.breaker = seen.breaker.abandoned()
+        if seen.report is not None:
+            others = tuple(it for it in seen.report.models if it.model != model)
+            seen.report = msgspec.structs.replace(seen.report, models=others)
 
     def tokenizer_digests(self) -> set[str]:
         """Of every model that any region serves."""

@@ -25,6 +25,7 @@ from origin_gpu.settings import (
     parse_worker,
 )
 from routing import logs
+from routing.drain import GRACE_S
 
 app = typer.Typer(
     add_completion=False,
@@ -40,6 +41,9 @@ SecretFile = Annotated[Path, typer.Option(help="Holds the fleet's secret.", dir_
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(help="Port to listen on; 0: any free one.")]
 Fd = Annotated[int | None, typer.Option(help="Inherited listening socket, instead of a port.")]
+Grace = Annotated[
+    float, typer.Option(help="That what it has to do may take once it is told to stop.", min=0.0)
+]
 
 
 @app.callback()
@@ -69,6 +73,7 @@ def front(  # noqa: PLR0913  one parameter a flag
     host: Host = "127.0.0.1",
     port: Port = 0,
     fd: Fd = None,
+    grace_s: Grace = GRACE_S,
 ) -> None:
     """The door of a region: requests from edges go to its workers."""
     from origin_gpu.front import run
@@ -91,6 +96,7 @@ def front(  # noqa: PLR0913  one parameter a flag
             host=host,
             port=port,
             fd=fd,
+            grace_s=grace_s,
         )
     )
 
@@ -118,6 +124,7 @@ def worker(  # noqa: PLR0913  one parameter a flag
     stuck_s: Annotated[
         float, typer.Option(help="An engine silent for so long is started anew.", min=1.0)
     ] = 60.0,
+    grace_s: Grace = GRACE_S,
     threads: Annotated[int, typer.Option(help="Of the engine on a CPU.", min=1)] = (
         os.cpu_count() or 1
     ),
@@ -157,6 +164,7 @@ def worker(  # noqa: PLR0913  one parameter a flag
             max_waiting=max_waiting,
             lease_s=lease_s,
             stuck_s=stuck_s,
+            grace_s=grace_s,
             threads=threads,
             kv_ways=ways,
         )

@@ -31,6 +31,7 @@ from origin_gpu.pool import Pool
 from origin_gpu.report import region_report, served_models
 from origin_gpu.settings import FrontSettings
 from routing import wire
+from routing.drain import Drain
 from routing.errors import Code, Failure
 from routing.link_frames import LinkStats, Pace
 from routing.link_server import Stream, link_route
@@ -54,18 +55,21 @@ class Front:
         pool: Pool,
         metrics: FrontMetrics,
         journal: Journal | None,
+        drain: Drain,
     ) -> None:
         self._settings = settings
         self._url = url
         self._pool = pool
         self._metrics = metrics
         self._journal = journal
+        self._drain = drain
         self._epoch = uuid.uuid4().hex
         self._in_flight = 0
         self._seen_models: set[str] = set()  # bounds the metrics' labels
 
     async def serve(self, stream: Stream[wire.Generate, wire.Event]) -> None:
-        """Answer one request, and say how it went."""
+        """Answer one request, and say how it went. Raises Failure."""
+        self._drain.check()
         passage = Passage(self._pool, stream, local_tokens=self._settings.local_tokens)
         outcome: str = Code.INTERNAL
         self._in_flight += 1
@@ -88,7 +92,7 @@ class Front:
 
     def report(self) -> RegionReport:
         """What the region would say of itself now."""
-        ready = self._pool.candidates()
+        ready = [] if self._drain.begun else self._pool.candidates()
         front = ProcessReport(
             name=self._settings.name,
             region=self._settings.region,
@@ -100,6 +104,13 @@ class Front:
             in_flight=self._in_flight,
         )
         return region_report(front, self._pool.reports(), ready)
+
+    @property
+    def unready(self) -> str | None:
+        """Why it would serve nothing now; None where it would."""
+        if self._drain.begun:
+            return "it is being stopped"
+        return None if self.report().models else "no way to serve any model"
 
     def _record(self, passage: Passage, outcome: str) -> None:
         request = passage.request
@@ -140,14 +151,16 @@ def create_app(
     *,
     registry: CollectorRegistry | None = None,
     pace: Pace | None = None,
+    drain: Drain | None = None,
 ) -> Starlette:
     """The front as an ASGI app that is reached at `url`."""
-    edges = LinkStats()
+    edges, drain = LinkStats(), drain or Drain(settings.grace_s)
+    drain.num_left = lambda: edges.num_open
     pool = Pool(settings.workers, secret, pace)
     metrics = FrontMetrics(registry or CollectorRegistry())
     metrics.registry.register(PoolCollector(pool, edges))
     journal = open_journal(settings.journal, settings, unix_time) if settings.journal else None
-    front = Front(settings, url, pool, metrics, journal)
+    front = Front(settings, url, pool, metrics, journal, drain)
     client = httpx2.AsyncClient(headers=bearer(secret), timeout=FETCH_S, trust_env=False)
     assets = Assets(client)
     guard = [Middleware(NeedsSecret, secret=secret)]
@@ -174,10 +187,8 @@ def create_app(
         return PlainTextResponse("ok")
 
     async def get_ready(request: Request) -> Response:
-        ready = front.report().models
-        return PlainTextResponse(
-            "ready" if ready else "no way to serve any model", 200 if ready else 503
-        )
+        why = front.unready
+        return PlainTextResponse(why or "ready", 503 if why else 200)
 
     async def get_metrics(request: Request) -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
@@ -208,5 +219,6 @@ def run(settings: FrontSettings) -> None:
     """Serve until told to stop by SIGTERM or SIGINT."""
     secret = read_secret(settings.secret_file)
     listener = listening_socket(settings.host, settings.port, settings.fd)
-    app = create_app(settings, secret, address(listener))
-    serve_app(app, host=settings.host, port=settings.port, fd=listener.detach())
+    drain = Drain(settings.grace_s)
+    app = create_app(settings, secret, address(listener), drain=drain)
+    serve_app(app, host=settings.host, port=settings.port, fd=listener.detach(), drain=drain)

@@ -1,7 +1,8 @@
 """One request on its way through a region: placed, prefilled, handed over, relayed.
 
 Tokens are relayed where they arrive, with no task in between; one waits for the stages only.
-When a worker is lost, or refuses, the request is computed anew on another, once.
+When a worker is lost, or refuses, the request is computed anew on another, once. One that is being
+stopped takes nothing new, but what it has begun; being refused by it costs no try.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Passage:
         self._stream = stream
         self._began = monotonic()
         self._started = False
+        self._fetching = False  # its KV is collected as it is computed
         self._asked = ""  # the worker that any failure now is due to
 
     async def carry(self) -> None:
@@ -83,11 +85,22 @@ class Passage:
         try:
             await self._go(placement)
         except Failure as failure:
-            if not failure.code.elsewhere:
+            if not failure.code.elsewhere or failure.code is Code.DRAINING:  # so are all others
                 raise
             await self._go_again(failure)
 
     async def _go(self, placement: Placement) -> None:
+        """As placed, or elsewhere where a worker is being stopped: that costs no try."""
+        while True:
+            try:
+                return await self._go_once(placement)
+            except Failure as failure:
+                if failure.code is not Code.DRAINING:
+                    raise
+                self._pool.leave_out(self._asked)
+                placement = self._other_placement(failure)
+
+    async def _go_once(self, placement: Placement) -> None:
         match placement:
             case Whole(worker):
                 # its prompt and its output, whatever of it is cached: that is read at every token
@@ -97,8 +110,10 @@ class Passage:
                 await self._go_split(prefill, decode)
 
     async def _go_split(self, prefill: str, decode: str) -> None:
+        layout = self._pool.layout(decode)
+        self._fetching = False
         with ExitStack() as held:
-            held.enter_context(self._pool.charge(decode, self._context + self._expected))
+            charge = held.enter_context(self._pool.charge(decode, self._context + self._expected))
             request = self._so_far()
             fetch = partial(self._fetch, decode, held)
             prefilled = await self._prefill(prefill, request, held, fetch)
@@ -107,7 +122,13 @@ class Passage:
             if prefilled.finish is not None:
                 self._finish(prefilled.finish.reason)
             else:
-                await self._relay(decode, Resume(request, prefilled))
+                taker = decode  # to which the KV may be on its way already
+                if not self._fetching:
+                    taker = _taker(self._pool.candidates(), layout, decode)
+                if taker != decode:
+                    charge.end()
+                    held.enter_context(self._pool.charge(taker, self._context + self._expected))
+                await self._relay(taker, Resume(request, prefilled))
 
     async def _go_again(self, failure: Failure) -> None:
         """One more try, on another worker; `failure` stands if none can."""
@@ -115,10 +136,7 @@ class Passage:
         if reason := self._over():
             self._finish(reason)
             return
-        try:
-            placement = self._other_placement(failure)
-        except Failure:
-            raise failure from None
+        placement = self._other_placement(failure)
         log(
             logger,
             "second try",
@@ -131,16 +149,19 @@ class Passage:
         await self._go(placement)
 
     def _other_placement(self, failure: Failure) -> Placement:
-        """Without the worker that failed, if possible. Raises Failure.
+        """Without the worker that failed, if possible. Raises `failure` if there is none.
 
         A decode worker that could not collect is well itself, and may be all that is left.
         """
         others = self._ready(excluding={self._asked})
-        if len(self.ids) == len(self.request.generated_ids):
-            # What prefill workers have no room for is not for decode workers to do.
-            lone = failure.code is not Code.NO_CAPACITY
-            return place(others, self.request, local_tokens=self._local_tokens, lone=lone)
-        return place_whole(others or self._ready(), self._so_far())
+        try:
+            if len(self.ids) == len(self.request.generated_ids):
+                # What prefill workers have no room for is not for decode workers to do.
+                lone = failure.code is not Code.NO_CAPACITY
+                return place(others, self.request, local_tokens=self._local_tokens, lone=lone)
+            return place_whole(others or self._ready(), self._so_far())
+        except Failure:
+            raise failure from None
 
     def _ready(self, *, excluding: AbstractSet[str] = frozenset()) -> list[Candidate]:
         ready = self._pool.candidates(self._so_far(), excluding=excluding)
@@ -160,6 +181,7 @@ class Passage:
         """Have KV collected as it is computed. If that comes to nothing, it is collected later."""
         with suppress(Failure):
             held.callback(self._pool.open(worker, Fetch(ticket), lambda event: None).cancel)
+            self._fetching = True
 
     async def _prefill(
         self,
@@ -272,6 +294,14 @@ class Passage:
         if self.ids and self.ids[-1] in sampling.stop_ids:
             return "stop"
         return "length" if len(self.ids) >= sampling.max_tokens else None
+
+
+def _taker(ready: Sequence[Candidate], layout: str, decode: str) -> str:
+    """Who takes the KV over: another with the same layout, where `decode` is not ready by now."""
+    able = [it for it in ready if it.role == "decode" and it.layout_digest == layout]
+    if not able or any(it.name == decode for it in able):
+        return decode
+    return min(able, key=lambda it: (it.tokens_in_flight, it.name)).name
 
 
 def _failure(fault: wire.Fault) -> Failure:

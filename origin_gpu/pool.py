@@ -13,6 +13,7 @@ from typing import Self
 
 import anyio
 from msgspec import Struct
+from msgspec.structs import replace
 
 from infire.prefix import Chain, root
 from origin_gpu.handover import CacheNews, Peer, Watch, Watched, WorkerEvent
@@ -145,6 +146,18 @@ class Pool:
             for it in self.members.values()
             if it.watched and any(m.tokenizer_digest == digest for m in it.watched.report.models)
         ]
+
+    def layout(self, worker: str) -> str:
+        """Digest of the KV layout that it said last."""
+        watched = self.members[worker].watched
+        return watched.layout_digest if watched else ""
+
+    def leave_out(self, worker: str) -> None:
+        """It takes nothing new, which it is about to say itself."""
+        member = self.members[worker]
+        if member.watched is not None:
+            report = replace(member.watched.report, ready=False)
+            member.watched = replace(member.watched, report=report)
 
     def charge(self, worker: str, num_tokens: int) -> Charge:
         """Count `num_tokens` as in flight at `worker` until the charge is ended."""

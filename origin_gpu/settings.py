@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
+from routing.drain import GRACE_S
+
 WorkerRole = Literal["prefill", "decode", "both"]
 KVWay = Literal["shared", "nixl"]
 
@@ -39,6 +41,7 @@ class FrontSettings:
     host: str = "127.0.0.1"
     port: int = 0  # 0: any free one
     fd: int | None = None  # of an inherited listening socket, in the place of host and port
+    grace_s: float = GRACE_S  # that requests have to end once it is told to stop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +65,7 @@ class WorkerSettings:
     max_waiting: int = 256  # requests queued before more are refused
     lease_s: float = 30.0  # after which computed KV that nobody collects is dropped
     stuck_s: float = 60.0  # an engine that says nothing for so long is started anew
+    grace_s: float = GRACE_S  # that requests, and KV to collect, have once it is told to stop
     threads: int = 1  # of the engine on a CPU
     kv_ways: tuple[KVWay, ...] = ("shared",)  # that KV may go, best first; over TCP it always may
 

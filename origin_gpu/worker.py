@@ -24,6 +24,7 @@ from origin_gpu.kv_transfer import KVDoor
 from origin_gpu.settings import WorkerSettings
 from origin_gpu.worker_metrics import WorkerMetrics
 from routing import wire
+from routing.drain import Drain
 from routing.errors import Code, Failure
 from routing.logs import log
 from routing.region import ModelReport, ProcessReport
@@ -75,6 +76,7 @@ class Worker:
         self.peers: Mapping[str, Peer] = {}  # the region's workers by name, as the front says
         self.in_flight = 0
         self.metrics = metrics
+        self.drain = Drain(settings.grace_s)
 
     @property
     def num_waiting(self) -> int:
@@ -96,6 +98,8 @@ class Worker:
         """The door of every request: checked, within its time, counted, one log line."""
         answered = Answered()
         try:
+            if role != "decode":  # whose first half is done, here in the region
+                self.drain.check()
             self._check(request)
             self.in_flight += 1
             try:
@@ -149,7 +153,7 @@ class Worker:
             pid=os.getpid(),
             url=self.url,
             epoch=self.engine.epoch,
-            ready=self.engine.fresh,
+            ready=self.engine.fresh and not self.drain.begun,
             in_flight=self.in_flight,
             waiting=self.num_waiting,
             held=gauges.held,

@@ -34,7 +34,7 @@ from origin_gpu.worker import Worker
 from origin_gpu.worker_metrics import EngineCollector, WorkerMetrics
 from routing import wire
 from routing.link_flow import Wake
-from routing.link_frames import Pace
+from routing.link_frames import LinkStats, Pace
 from routing.link_server import Stream, link_route
 from routing.secret import NeedsSecret, read_secret
 from routing.serving import address, listening_socket, serve_app
@@ -85,8 +85,9 @@ class WorkerApp:
 
     async def _watch(self, stream: Stream[WorkerRequest, WorkerEvent]) -> None:
         """Say how this worker is, on change and every second, as long as somebody listens."""
-        engine, changed = self.worker.engine, Wake()
+        engine, drain, changed = self.worker.engine, self.worker.drain, Wake()
         engine.listeners.add(changed)
+        drain.listeners.add(tell := changed.set)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._tell_cache, stream)
@@ -99,6 +100,7 @@ class WorkerApp:
                             await changed.wait()
         finally:
             engine.listeners.discard(changed)
+            drain.listeners.discard(tell)
 
     async def _tell_cache(self, stream: Stream[WorkerRequest, WorkerEvent]) -> None:
         """Say what comes into the engine's prefix cache and what goes, many blocks at once."""
@@ -174,6 +176,8 @@ class Pages:
         return PlainTextResponse("ok")
 
     async def _ready(self, request: Request) -> Response:
+        if self._worker.drain.begun:
+            return PlainTextResponse("it is being stopped", status_code=503)
         if self._worker.engine.fresh:
             return PlainTextResponse("ready")
         return PlainTextResponse("the engine is not up, or says nothing", status_code=503)
@@ -195,7 +199,16 @@ def create_app(
             yield
             tasks.cancel_scope.cancel()
 
-    link = link_route(app.serve, requests=WorkerRequest, secret=app.secret, pace=pace)
+    stats = LinkStats()
+    app.worker.drain.num_left = lambda: stats.num_open  # KV to collect keeps its stream open
+    link = link_route(
+        app.serve,
+        requests=WorkerRequest,
+        secret=app.secret,
+        pace=pace,
+        stats=stats,
+        lasting=Watch,
+    )
     return Starlette(routes=[link, *Pages(app, registry).routes()], lifespan=lifespan)
 
 
@@ -211,6 +224,7 @@ def run(settings: WorkerSettings) -> int:
                 host=settings.host,
                 port=settings.port,
                 fd=listener.detach(),
+                drain=app.worker.drain,
             )
     except FolderError as error:
         logger.error("no model", extra={"fields": {"reason": str(error)}})

@@ -25,8 +25,10 @@ from routing.region import Role
 BACKLOG = 2048
 POLL_S = 0.1
 POLL_TIMEOUT_S = 1.0
-TERM_S = 4.0  # what a process has between SIGTERM and SIGKILL
+TERM_S = 4.0  # what a process has between being told to cut what it does, and SIGKILL
 KILL_S = 0.8
+# Who is told to stop first: with nobody before it that asks, the next has nothing left to do.
+STAGES: tuple[tuple[Role, ...], ...] = (("edge",), ("front",), ("prefill", "decode", "both"))
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0  # before a process is started again
 LONG_LIFE_S = 60.0  # after which a death is not one of a series
 TAIL_LINES = 15
@@ -77,6 +79,8 @@ class Children:
         self._say = say
         self._changed = changed
         self._children: list[Child] = []
+        self._draining: anyio.CancelScope | None = None
+        self._is_cut = False
 
     def __iter__(self) -> Iterator[Child]:
         return iter(self._children)
@@ -119,18 +123,35 @@ class Children:
             for child in self._children:
                 tasks.start_soon(self._keep, child)
 
-    async def stop(self) -> None:
-        """End every process and what it started: asked first, after 4 s made to."""
+    async def stop(self, *, grace_s: float = 0.0) -> None:
+        """End every process and what it started: asked first, edges before fronts before workers,
+        for all together so long; then told to cut what they still do, and after 4 s made to."""
         with anyio.CancelScope(shield=True):
-            for child in self._children:
-                with suppress(ProcessLookupError):
-                    child.process.terminate()
+            with anyio.move_on_after(0.0 if self._is_cut else grace_s) as self._draining:
+                await self._drain()
+            for child in self._children:  # a second signal; both, for whom it is the first
+                _send(child, signal.SIGTERM)
+                _send(child, signal.SIGINT)
             await self._wait_all(TERM_S)
             # Also those that left something behind in their group, as an engine.
             for child in self._children:
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(child.process.pid, signal.SIGKILL)
             await self._wait_all(KILL_S)
+
+    def cut(self) -> None:
+        """Have a `stop` that is under way, or comes, wait for no request."""
+        self._is_cut = True
+        if self._draining is not None:
+            self._draining.cancel()
+
+    async def _drain(self) -> None:
+        for roles in STAGES:
+            stage = [child for child in self._children if child.command.role in roles]
+            for child in stage:
+                _send(child, signal.SIGTERM)
+            for child in stage:
+                await child.process.wait()
 
     async def _spawn(self, command: Command) -> Process:
         """Start it in a session of its own: ^C at the terminal is for the launcher alone."""
@@ -197,6 +218,12 @@ async def _is_ready(client: httpx2.AsyncClient, child: Child) -> bool:
     except httpx2.TransportError:
         return False
     return answer.status_code == 200
+
+
+def _send(child: Child, number: signal.Signals) -> None:
+    if child.process.returncode is None:
+        with suppress(ProcessLookupError):
+            child.process.send_signal(number)
 
 
 def _how(code: int) -> str:

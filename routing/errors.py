@@ -30,6 +30,7 @@ class Code(StrEnum):
     NO_CAPACITY = "no_capacity"
     UNAVAILABLE = "unavailable"
     LOST = "lost"
+    DRAINING = "draining"
     STALE_TOKENIZER = "stale_tokenizer"
     INCOMPATIBLE = "incompatible"
     INTERNAL = "internal"
@@ -61,6 +62,8 @@ _MEANINGS = {
     Code.UNAVAILABLE: Meaning(status=503, public=7009, elsewhere=True, openai_type=_SERVER),
     # The process that was asked is gone, or its link is.
     Code.LOST: Meaning(status=503, public=7009, elsewhere=True, openai_type=_SERVER),
+    # The process that was asked is being stopped, and has done nothing for the request.
+    Code.DRAINING: Meaning(status=503, public=7009, elsewhere=True, openai_type=_SERVER),
     # The edge's tokenizer is not the region's: fetch it anew by digest and try once more.
     Code.STALE_TOKENIZER: Meaning(status=503, public=7009, elsewhere=True, openai_type=_SERVER),
     # Prefill and decode disagree about KV: never silently wrong.

@@ -49,6 +49,7 @@ class EdgeRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     budget_s: Annotated[float, Meta(gt=0)] | None = None  # for one whole request
     max_output_tokens: Annotated[int, Meta(ge=1)] | None = None  # when the client names none
     body_limit_bytes: Annotated[int, Meta(ge=1)] | None = None
+    grace_s: Annotated[float, Meta(gt=0)] | None = None  # for requests, once it is told to stop
 
 
 EDGE_READS = tuple(name for name in EdgeRow.__struct_fields__ if name not in {"host", "port"})

@@ -16,6 +16,7 @@ import anyio
 import msgspec
 
 from routing.children import Children, Command, DiedStarting
+from routing.drain import GRACE_S
 from routing.engines import engine_lines
 from routing.firstrun import Caller, FirstRunFailed, body, curl_line, first_run
 from routing.fleetfile import DATA, Device, FleetFile
@@ -29,6 +30,7 @@ from routing.secret import make_secret
 
 READY_WITHIN_S = 900.0  # loading a large model from a slow disk
 ACCOUNT = "demo"
+CUT_S = 5.0  # that an edge whose grace is over takes to be gone
 FAILED, INTERRUPTED = 1, 130  # 130: what a shell says of a program ended by ^C
 
 
@@ -122,18 +124,25 @@ class Launch:
         told = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         with anyio.open_signal_receiver(*told) as signals:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_cancel_when_told, signals, tasks.cancel_scope)
+                tasks.start_soon(_act_when_told, signals, tasks.cancel_scope.cancel)
                 try:
                     await self._live()
                 except (DiedStarting, FirstRunFailed) as exc:
                     self._screen.complain(str(exc))
                     self._code = FAILED
                 finally:
-                    self._screen.say("Stopping")
-                    await self._children.stop()
+                    await self._stop(signals)
                     say_stopped(self._prepared.folder)
                 tasks.cancel_scope.cancel()
         return self._code
+
+    async def _stop(self, signals: AsyncIterator[signal.Signals]) -> None:
+        self._screen.say("Stopping; Ctrl-C cuts what is still being answered")
+        with anyio.CancelScope(shield=True):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_act_when_told, signals, self._children.cut)
+                await self._children.stop(grace_s=GRACE_S + CUT_S)
+                tasks.cancel_scope.cancel()
 
     async def _live(self) -> None:
         ready = self._prepared
@@ -190,8 +199,6 @@ class Launch:
         say_running(ready.folder, fleet)
 
 
-async def _cancel_when_told(
-    signals: AsyncIterator[signal.Signals], scope: anyio.CancelScope
-) -> None:
+async def _act_when_told(signals: AsyncIterator[signal.Signals], act: Callable[[], None]) -> None:
     async for _ in signals:
-        scope.cancel()
+        act()

@@ -74,7 +74,8 @@ class Pace:
 
 @dataclass(slots=True)
 class LinkStats:
-    """What has passed through one end since it began, for metrics."""
+    """What has passed through one end since it began, and what is open there now."""
 
     frames_sent: int = 0
     frames_received: int = 0
+    num_open: int = 0  # streams whose last word has not gone out; counted by the answering end

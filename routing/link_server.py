@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -67,18 +68,21 @@ def link_route(
     secret: str,
     pace: Pace | None = None,
     stats: LinkStats | None = None,
+    lasting: type[Any] = NoneType,
 ) -> WebSocketRoute:
     """A route at /v1/link whose streams are answered by `serve`.
 
     Each stream has a task of its own, cancelled when its client hangs up or the connection is lost.
     Returning from `serve` ends the stream. A `Failure` is told to the client as it is; any other
-    exception is logged, and told as INTERNAL. `requests` is the union of what may be asked.
+    exception is logged, and told as INTERNAL. `requests` is the union of what may be asked; those
+    that are `lasting` are no work, and not counted in `stats.num_open`.
     """
     decoder = acts_decoder(requests)
+    counts = stats or LinkStats()
 
     async def endpoint(websocket: WebSocket) -> None:
         await websocket.accept()
-        connection = _Connection(websocket, serve, pace or Pace(), stats or LinkStats())
+        connection = _Connection(websocket, serve, pace or Pace(), counts, lasting)
         await connection.run(decoder)
 
     return WebSocketRoute(PATH, endpoint, middleware=[Middleware(NeedsSecret, secret=secret)])
@@ -94,18 +98,27 @@ class _Answer:
 
     outbox: Outbox[Any]
     scope: anyio.CancelScope
+    counts: bool  # as work
 
 
 class _Connection:
     """One client, and the streams it has opened."""
 
-    def __init__(self, websocket: WebSocket, serve: Serve, pace: Pace, stats: LinkStats) -> None:
+    def __init__(
+        self,
+        websocket: WebSocket,
+        serve: Serve,
+        pace: Pace,
+        stats: LinkStats,
+        lasting: type[Any],
+    ) -> None:
         self._websocket = websocket
         self._write_nowait = write_of(websocket.scope)
         self._serve = serve
         self._pace = pace
         self._period_s = min(pace.beat_s, pace.stall_s / 4)
         self._stats = stats
+        self._lasting = lasting
         self._encoder = msgspec.msgpack.Encoder()
         self._answers: dict[int, _Answer] = {}
         self._news: dict[int, None] = {}  # streams with something to say, in the order they had it
@@ -115,16 +128,20 @@ class _Connection:
 
     async def run(self, decoder: msgspec.msgpack.Decoder[list[Any]]) -> None:
         """Return when the client is gone and the tasks of all its streams have ended."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._write, tasks.cancel_scope)
-            tasks.start_soon(self._beat, tasks.cancel_scope)
-            try:
-                while (frame := await self._next_frame()) is not None:
-                    for act in decoder.decode(frame):
-                        self._obey(act, tasks)
-            except (msgspec.DecodeError, _Misuse) as exc:
-                self._warn("malformed link frame", str(exc))
-            tasks.cancel_scope.cancel()
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._write, tasks.cancel_scope)
+                tasks.start_soon(self._beat, tasks.cancel_scope)
+                try:
+                    while (frame := await self._next_frame()) is not None:
+                        for act in decoder.decode(frame):
+                            self._obey(act, tasks)
+                except (msgspec.DecodeError, _Misuse) as exc:
+                    self._warn("malformed link frame", str(exc))
+                tasks.cancel_scope.cancel()
+        finally:
+            for number in list(self._answers):
+                self._forget(number)
 
     async def _next_frame(self) -> bytes | None:
         message = await self._websocket.receive()
@@ -142,7 +159,7 @@ class _Connection:
             case Open():
                 self._begin(act, tasks)
             case Cancel():
-                if answer := self._answers.pop(act.id, None):
+                if answer := self._forget(act.id):
                     answer.scope.cancel()
             case Credit():
                 if answer := self._answers.get(act.id):
@@ -153,9 +170,17 @@ class _Connection:
             raise _Misuse(f"stream {opened.id} is open already")
         patience = Patience(self._pace.stall_s, self._period_s)
         outbox: Outbox[Any] = Outbox(opened.id, opened.window, patience, self._has_news)
-        answer = _Answer(outbox, anyio.CancelScope())
+        counts = not isinstance(opened.request, self._lasting)
+        answer = _Answer(outbox, anyio.CancelScope(), counts)
         self._answers[opened.id] = answer
+        self._stats.num_open += counts
         tasks.start_soon(self._answer, Stream(opened.request, outbox.put), answer)
+
+    def _forget(self, number: int) -> _Answer | None:
+        answer = self._answers.pop(number, None)
+        if answer is not None:
+            self._stats.num_open -= answer.counts
+        return answer
 
     async def _answer(self, stream: Stream[Any, Any], answer: _Answer) -> None:
         with answer.scope:
@@ -220,7 +245,7 @@ class _Connection:
             elif batch := answer.outbox.batch():
                 batches.append(batch)
                 if batch.ended:
-                    del self._answers[number]
+                    self._forget(number)
         return Frame(streams, ids, batches)
 
     async def _beat(self, scope: anyio.CancelScope) -> None:

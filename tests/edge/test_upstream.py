@@ -86,6 +86,9 @@ class Regions:
     def abandoned(self, region: str) -> None:
         self.verdicts.append(f"{region} abandoned")
 
+    def draining(self, region: str, model: str) -> None:
+        self.verdicts.append(f"{region} draining")
+
     def choose(self) -> list[Choice]:
         return [
             Choice(
@@ -171,6 +174,7 @@ async def test_the_end_needs_no_last_word_on_the_link() -> None:
         (Code.INCOMPATIBLE, "failed"),
         (Code.NO_CAPACITY, "well"),
         (Code.STALE_TOKENIZER, "well"),
+        (Code.DRAINING, "draining"),
     ],
 )
 async def test_before_the_first_token_the_next_region_is_asked(code: Code, verdict: str) -> None:

@@ -82,6 +82,48 @@ async def test_a_model_that_a_region_no_longer_names_is_remembered() -> None:
         assert (known.report.models, known.served) == ((), {MODEL})
 
 
+async def test_a_region_that_is_being_stopped_is_not_asked_until_it_says_that_it_serves() -> None:
+    region = CountingRegion()
+    async with running(region), watching(region) as watch:
+        await until_connected(watch)
+        watch.failed(region.region.name)
+        watch.draining(region.region.name, "another")
+        assert watch.known()[0].model(MODEL)
+        watch.draining(region.region.name, MODEL)
+        [known] = watch.known()
+        assert (known.model(MODEL), known.served) == (None, {MODEL})
+        assert known.breaker.failures == 1  # no more than there were
+        await watch.refresh()
+        assert watch.known()[0].model(MODEL)
+
+
+async def test_who_comes_before_the_regions_are_known_waits_for_them_and_not_for_ever() -> None:
+    there, away, clock = CountingRegion(name="there"), CountingRegion(name="away"), Clock()
+    settled = anyio.Event()
+
+    async def wait(watch: Watch) -> None:
+        await watch.wait_settled()
+        settled.set()
+
+    async with running(there) as serving, watching(there, away, clock=clock) as watch:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait, watch)
+            with anyio.fail_after(10):
+                await watch.link("there").wait_connected()
+                while not watch.known()[0].report:
+                    await anyio.sleep(0.005)
+            assert not settled.is_set()
+            clock.now += 6
+        assert settled.is_set()
+        await there.stop()
+        await watch.wait_settled()  # later it is told at once that nobody is there
+        await away.start(serving)
+        await away.stop()
+    async with watching(away, clock=clock) as watch:
+        clock.now += 6
+        await watch.wait_settled()
+
+
 async def test_a_silent_region_keeps_its_last_report_and_grows_stale() -> None:
     region, clock = CountingRegion(), Clock()
     async with running(region), watching(region, clock=clock) as watch:

@@ -2,8 +2,9 @@
 
 It is ready at once, and answers a run with the words of ANSWER, one a chunk. Run as a program:
     stand_in.py [BEHAVIOUR...] --fd N
-BEHAVIOUR: dies, never-ready, stubborn (no SIGTERM ends it), leaves-a-child; of an answer: truncates
-(it ends early), breaks (so does the connection).
+BEHAVIOUR: dies, never-ready, stubborn (no SIGTERM or SIGINT ends it), leaves-a-child, slow (it has
+something to do for ever, until it is cut), says-when-told (and when it goes); of an answer:
+truncates (it ends early), breaks (so does the connection).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 
 from starlette.applications import Starlette
@@ -19,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from routing.drain import GRACE_S, Drain
 from routing.serving import serve_app
 
 ANSWER = ("It", " scatters", " light", ".")
@@ -46,6 +49,10 @@ async def run(request: Request) -> Response:
     return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
 
 
+def say_when() -> None:
+    print(time.monotonic(), flush=True)
+
+
 def main() -> None:
     if "dies" in sys.argv:
         sys.exit("no weights here")
@@ -56,8 +63,15 @@ def main() -> None:
         routes=[Route("/ready", ready), Route("/client/{rest:path}", run, methods=["POST"])]
     )
     if "stubborn" in sys.argv:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    serve_app(app, host="127.0.0.1", port=0, fd=int(sys.argv[sys.argv.index("--fd") + 1]))
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    drain = Drain(1e6 if "slow" in sys.argv else GRACE_S)
+    drain.num_left = lambda: "slow" in sys.argv
+    if "says-when-told" in sys.argv:
+        drain.listeners.add(say_when)
+    fd = int(sys.argv[sys.argv.index("--fd") + 1])
+    serve_app(app, host="127.0.0.1", port=0, fd=fd, drain=drain)
+    if "says-when-told" in sys.argv:
+        say_when()
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from tests.fakes.sequences import answer, sequence
 from tests.origin_gpu.local_workers import COUNTING_ENGINE, PATIENCE_S
 
 COUNTING = (sys.executable, str(COUNTING_ENGINE))
+SLOW = (sys.executable, str(COUNTING_ENGINE.with_name("faulty_engine.py")))
 ODD = (sys.executable, str(COUNTING_ENGINE.with_name("odd_engine.py")))
 
 
@@ -278,6 +279,42 @@ async def test_an_engine_that_never_comes_up_is_not_tried_again(
     with anyio.fail_after(PATIENCE_S), pytest.raises(EngineGone, match=said):
         await link.run()
     assert link.num_starts == 1
+
+
+async def stopped_at_its_first_step(link: EngineLink, stop: Callable[[Step], None]) -> None:
+    async with link.request(Submit(sequence("a", 3, 9000)), stop) as run:
+        await run.wait_finished()
+
+
+async def test_an_engine_that_says_nothing_for_too_long_is_ended_and_replaced() -> None:
+    """Stopped, it says nothing, and it would never end by itself."""
+    link = EngineLink((*COUNTING, "--step-s", "0.01"), stuck_s=2.5)  # it beats once a second
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(link.run)
+        await until(lambda: link.gauges.total_blocks > 0)
+        epoch, (engine,) = link.epoch, children(COUNTING)
+
+        def stop(step: Step) -> None:
+            engine.suspend()
+
+        with pytest.raises(Failure, match=r"said nothing for 2\.5 s") as lost:
+            await stopped_at_its_first_step(link, stop)
+        assert lost.value.code is Code.LOST
+        await until(lambda: link.fresh)
+        assert link.epoch != epoch
+        assert link.num_starts == 2
+        assert engine.pid not in {it.pid for it in children(COUNTING)}
+        assert await ids_of(link, Submit(sequence("b"))) == answer(3, 4)
+        tasks.cancel_scope.cancel()
+
+
+async def test_an_engine_that_takes_long_to_load_is_not_taken_for_stuck() -> None:
+    link = EngineLink((*SLOW, "--slow-load-s", "1.5"), stuck_s=0.3)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(link.run)
+        await until(lambda: link.hello is not None)
+        assert link.num_starts == 1
+        tasks.cancel_scope.cancel()
 
 
 async def test_deaths_far_apart_are_no_series() -> None:

@@ -186,6 +186,56 @@ async def test_when_the_only_prefill_worker_fails_a_decode_worker_does_it_all() 
         assert isinstance(events[-1], wire.Finish)
 
 
+STOPPING = Failure(Code.DRAINING, "stopping", retry_after_s=1.0)
+
+
+async def test_a_worker_that_is_being_stopped_costs_no_second_try() -> None:
+    async with split_region(num_prefill=3) as region, httpx2.AsyncClient() as client:
+        region["p0"].gates["prefill"] = failing(STOPPING)
+        region["p1"].gates["prefill"] = failing(LOST)
+        events = await answer(region, request())
+        assert ids(events) == list(range(101, 111))
+        asked = [len(region[name].of(Prefill)) for name in ("p0", "p1", "p2")]
+        assert asked == [1, 1, 1]
+        metrics = (await client.get(f"{region.url}/metrics")).text
+        assert 'second_tries_total{reason="lost"} 1.0' in metrics
+        assert 'reason="draining"' not in metrics
+        assert ids(await answer(region, request())) == list(range(101, 111))
+        assert len(region["p0"].of(Prefill)) == 1  # it is not asked again
+
+
+async def test_where_all_are_being_stopped_the_edge_is_told_so_at_once() -> None:
+    async with split_region(num_prefill=2) as region:
+        for name in ("p0", "p1"):
+            region[name].gates["prefill"] = failing(STOPPING)
+        assert await answer(region, request()) == [wire.Fault(Code.DRAINING, "stopping", 1.0)]
+
+
+async def test_a_decode_worker_that_is_stopped_during_a_prefill_is_passed_over() -> None:
+    """The KV is not computed twice: the other collects it."""
+    async with split_region(num_decode=2) as region, anyio.create_task_group() as tasks:
+        region["p0"].gates["prefill"] = latch = Latch()
+        events: list[wire.Event] = []
+
+        async def ask() -> None:
+            events.extend(await answer(region, request()))
+
+        tasks.start_soon(ask)
+        await latch.wait_reached()
+        region["d0"].ready = False
+        region["d0"].say()
+        async with httpx2.AsyncClient(headers=bearer(SECRET)) as client:
+            with anyio.fail_after(10):
+                while 'role="decode",worker="d0"} 1.0' in (
+                    await client.get(f"{region.url}/metrics")
+                ).text.replace("worker_tokens", ""):
+                    await anyio.sleep(0.01)
+        latch.open()
+    assert ids(events) == list(range(101, 111))
+    assert len(region["p0"].of(Prefill)) == len(region["d1"].of(Resume)) == 1
+    assert region["d0"].of(Resume) == region["d0"].of(wire.Generate) == []
+
+
 async def test_what_the_request_itself_is_to_blame_for_is_not_tried_twice() -> None:
     async with split_region(num_prefill=2) as region:
         for name in ("p0", "p1"):

@@ -131,6 +131,36 @@ async def test_prefill_hands_over_to_decode_which_computes_no_prompt_token(tmp_p
         assert (await d.settled()).prompt_tokens_computed == 0
 
 
+async def test_a_worker_that_is_being_stopped_finishes_what_the_region_has_begun(
+    tmp_path: Path,
+) -> None:
+    """It says so at once, takes nothing new, gives the KV that it has, and takes KV over."""
+    async with local_pair(tmp_path) as (p, d):
+        request = p.generate(65, num_prompt=300, max_tokens=6)
+        async with p.link.open(Prefill(request)) as held, p.link.open(Watch((p.peer, d.peer))) as w:
+            prefilled = await prefilled_of(held)
+            watch = aiter(w)
+            with anyio.fail_after(PATIENCE_S):
+                while not (await anext(watch)).report.ready:  # type: ignore[union-attr]
+                    pass
+            for worker in (p, d):
+                worker.app.worker.drain.begin(0.0)
+            with anyio.fail_after(PATIENCE_S):
+                while (await anext(watch)).report.ready:  # type: ignore[union-attr]
+                    pass
+            assert (await p.client.get("/ready")).status_code == 503
+            fault(await p.ask(Prefill(request)), Code.DRAINING)
+            fault(await d.ask(request), Code.DRAINING)
+            assert p.app.worker.drain.num_left() == 1
+            events = await d.ask(Resume(request, prefilled))
+            with anyio.fail_after(PATIENCE_S):
+                assert [event async for event in held] == [Collected()]
+        assert ids(events) == [67, 68, 69, 70, 71]
+        assert p.app.worker.drain.num_left() == d.app.worker.drain.num_left() == 0
+        for worker in (p, d):
+            worker.app.worker.drain.begun = False  # for those who wait until it is as before
+
+
 async def test_a_resumed_request_is_handed_over_too(tmp_path: Path) -> None:
     async with local_pair(tmp_path) as (p, d):
         request = p.generate(65, generated_ids=(66, 67), max_tokens=5)

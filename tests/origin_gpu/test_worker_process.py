@@ -128,7 +128,7 @@ async def test_a_killed_engine_is_replaced(tmp_path: Path) -> None:
         assert another.pid != engine.pid
 
 
-async def test_stopping_does_not_wait_for_a_long_step(tmp_path: Path) -> None:
+async def test_a_cut_does_not_wait_for_a_long_step(tmp_path: Path) -> None:
     shape = Shape(roles=("both",), step_s=600.0)
     async with worker_processes(tmp_path, shape) as made, linked(made, "weur-both") as link:
         asked = await request(made, "weur-both", num_prompt=2, max_tokens=8)
@@ -137,6 +137,10 @@ async def test_stopping_does_not_wait_for_a_long_step(tmp_path: Path) -> None:
         link.open_nowait(asked, lambda event: None)
         with anyio.fail_after(PATIENCE_S):
             while not (await made.worker("weur-both")).in_flight:
+                await anyio.sleep(0.01)
+        process.popen.terminate()
+        with anyio.fail_after(PATIENCE_S):
+            while (await made.worker("weur-both")).ready:
                 await anyio.sleep(0.01)
         process.popen.terminate()
         assert await anyio.to_thread.run_sync(process.popen.wait, 30) == 0

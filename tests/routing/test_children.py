@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -16,6 +17,7 @@ import pytest
 
 import routing.children
 from routing.children import Children, Command, DiedStarting, bind, url_of
+from routing.region import Role
 from tests.fakes.stand_in_fleet import stand_in
 
 pytestmark = pytest.mark.system
@@ -86,6 +88,30 @@ async def test_a_process_that_dies_is_started_again_at_the_same_address(tmp_path
         async with httpx2.AsyncClient(timeout=PATIENCE_S) as client:
             assert (await client.get(f"{child.command.url}/ready")).status_code == 200
     assert news.lines == ["phoenix died (SIGKILL); starting it again in 0.5 s"]
+
+
+async def test_edges_are_gone_before_fronts_are_told_and_fronts_before_workers(
+    tmp_path: Path,
+) -> None:
+    roles: list[tuple[str, Role]] = [("w", "decode"), ("f", "front"), ("e", "edge")]
+    three = [stand_in(name, role, tmp_path, "says-when-told") for name, role in roles]
+    async with started(News(), *three) as children:
+        await children.wait_ready(lambda _: None, within_s=PATIENCE_S)
+        await children.stop(grace_s=PATIENCE_S)
+        assert [child.process.returncode for child in children] == [0, 0, 0]
+    (worker, front, edge) = [[float(word) for word in one.log.read_text().split()] for one in three]
+    assert edge[0] < edge[1] < front[0] < front[1] < worker[0]
+
+
+async def test_who_has_no_patience_cuts_all_at_once(tmp_path: Path) -> None:
+    pair = [stand_in("e", "edge", tmp_path, "slow"), stand_in("w", "both", tmp_path, "slow")]
+    async with started(News(), *pair) as children:
+        await children.wait_ready(lambda _: None, within_s=PATIENCE_S)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(partial(children.stop, grace_s=10 * PATIENCE_S))
+            await anyio.wait_all_tasks_blocked()
+            children.cut()
+        assert [child.process.returncode for child in children] == [0, 0]
 
 
 async def test_one_that_will_not_stop_is_killed_with_what_it_started(

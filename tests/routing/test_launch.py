@@ -97,6 +97,23 @@ def test_it_stays_until_told_and_leaves_nobody(tmp_path: Path, told: signal.Sign
 
 
 @pytest.mark.system
+def test_a_second_ctrl_c_waits_for_no_answer(tmp_path: Path) -> None:
+    """The first waits for the edge, which has something to do for ever; nobody else is told yet."""
+    with launched(tmp_path, "edge-0=slow", "weur-both-0") as launcher:
+        fleet = running(tmp_path)
+        read_to(launcher, "token: ")
+        launcher.send_signal(signal.SIGINT)
+        assert launcher.stderr is not None
+        while "Stopping" not in (line := launcher.stderr.readline()):
+            assert line
+        assert alive(fleet) == ["edge-0", "weur-both-0"]
+        launcher.send_signal(signal.SIGINT)
+        launcher.communicate(timeout=STOP_S)
+    assert launcher.returncode == 0
+    assert not alive(fleet)
+
+
+@pytest.mark.system
 def test_ctrl_c_while_starting_leaves_nobody(tmp_path: Path) -> None:
     with launched(tmp_path, "edge-0", "weur-both-0=never-ready") as launcher:
         fleet = running(tmp_path)

@@ -20,7 +20,7 @@ from routing import wire
 from routing.abort import PromptProtocol
 from routing.errors import Code, Failure
 from routing.link import Link
-from routing.link_frames import LinkStats, Pace
+from routing.link_frames import LinkStats, Open, Pace
 from routing.link_server import Stream, link_route
 from routing.link_socket import Gone, Socket, dial
 from routing.secret import bearer
@@ -508,3 +508,42 @@ async def test_no_stream_is_left_behind_whatever_is_opened_sent_and_hung_up(seed
             assert sink.ends <= 1
         await server.wait_idle()
         assert link.num_open == 0
+
+
+async def test_a_stream_is_open_until_its_last_word_has_gone_out() -> None:
+    """Not only until it was said: its reader may be behind."""
+    server = Answerer(pace=Pace())
+    async with serving(server.app) as url, linked(url, pace=Pace(), window=1) as link:
+        async with link.open(Ask(100, 5)) as events:
+            await server.wait_started(1)
+            await server.wait_idle()
+            assert server.stats.num_open == 1
+            assert [event async for event in events][-1] == finish(5)
+            assert server.stats.num_open == 0
+        async with link.open(Ask(200, 5, then="hang")):
+            await server.wait_started(2)
+            assert server.stats.num_open == 1
+        await server.wait_cancelled()
+        assert server.stats.num_open == 0
+        async with dial(f"{url}/v1/link", bearer(SECRET)) as other:
+            act = Open(7, 32, Ask(300, 1, then="hang"))
+            await other.send(msgspec.msgpack.encode([act]))
+            await server.wait_started(3)
+            assert server.stats.num_open == 1
+        with anyio.fail_after(10):
+            while server.stats.num_open:
+                await anyio.sleep(0.005)
+
+
+async def test_a_lasting_stream_is_no_work() -> None:
+    stats, begun = LinkStats(), anyio.Event()
+
+    async def last(stream: Stream[Ask, wire.Event]) -> None:
+        begun.set()
+        await anyio.sleep_forever()
+
+    route = link_route(last, requests=Ask, secret=SECRET, pace=BRISK, stats=stats, lasting=Ask)
+    app = Starlette(routes=[route])
+    async with serving(app) as url, linked(url) as link, link.open(Ask(1, 1)):
+        await begun.wait()
+        assert stats.num_open == 0

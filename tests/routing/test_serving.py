@@ -23,10 +23,27 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
+from routing.drain import Drain
 from routing.serving import serve_app
 
+left = 0
+drain = None
+if "--grace-s" in sys.argv:
+    drain = Drain(float(sys.argv[sys.argv.index("--grace-s") + 1]))
+    drain.num_left = lambda: left
+
 async def hello(request):
-    return PlainTextResponse("hello")
+    return PlainTextResponse("draining" if drain and drain.begun else "hello")
+
+async def ten(request):
+    async def body():
+        global left
+        left += 1
+        for _ in range(10):
+            yield b"x"
+            await anyio.sleep(0.05)
+        left -= 1
+    return StreamingResponse(body())
 
 async def endless(request):
     async def body():
@@ -42,8 +59,9 @@ async def lifespan(app):
         with anyio.CancelScope(shield=True):
             await anyio.sleep(60)
 
-app = Starlette(routes=[Route("/", hello), Route("/endless", endless)], lifespan=lifespan)
-serve_app(app, host="127.0.0.1", port=0, fd=int(sys.argv[1]))
+routes = [Route("/", hello), Route("/ten", ten), Route("/endless", endless)]
+app = Starlette(routes=routes, lifespan=lifespan)
+serve_app(app, host="127.0.0.1", port=0, fd=int(sys.argv[1]), drain=drain)
 """
 
 
@@ -70,6 +88,53 @@ def test_a_process_serves_an_inherited_socket_and_stops_in_time_and_in_silence(n
     assert process.returncode == 0
     assert took_s < 5
     assert output == b""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_has_begun_ends_and_what_is_asked_meanwhile_is_answered(number: int) -> None:
+    with listening_socket("127.0.0.1", 0) as listener:
+        process = start(listener, "--grace-s", "60")
+        url = address(listener)
+        assert httpx2.get(url, timeout=60, trust_env=False).text == "hello"
+        with httpx2.stream("GET", f"{url}/ten", timeout=60, trust_env=False) as response:
+            pieces = response.iter_bytes()
+            text = next(pieces)
+            process.send_signal(number)
+            while httpx2.get(url, timeout=60, trust_env=False).text != "draining":
+                time.sleep(0.005)
+            text += b"".join(pieces)
+        assert text == b"x" * 10
+        output, _ = process.communicate(timeout=60)
+    assert (process.returncode, output) == (0, b"")
+
+
+def test_a_second_signal_waits_for_nothing() -> None:
+    with listening_socket("127.0.0.1", 0) as listener:
+        process = start(listener, "--grace-s", "60")
+        url = address(listener)
+        assert httpx2.get(url, timeout=60, trust_env=False).text == "hello"
+        with httpx2.stream("GET", f"{url}/ten", timeout=60, trust_env=False) as response:
+            assert next(response.iter_bytes())
+            process.terminate()
+            while httpx2.get(url, timeout=60, trust_env=False).text != "draining":
+                time.sleep(0.005)
+            told = time.monotonic()
+            process.terminate()
+            process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert time.monotonic() - told < 5
+
+
+def test_nobody_is_waited_for_with_nothing_to_do() -> None:
+    with listening_socket("127.0.0.1", 0) as listener:
+        process = start(listener, "--grace-s", "600")
+        with httpx2.Client(timeout=60, trust_env=False) as client:
+            assert client.get(address(listener)).text == "hello"  # and stays connected
+            told = time.monotonic()
+            process.terminate()
+            process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert time.monotonic() - told < 5 * 2
 
 
 def test_a_process_with_nothing_to_do_sleeps() -> None:

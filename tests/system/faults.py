@@ -67,12 +67,12 @@ async def restart(w: World, name: str, words: Sequence[str]) -> Process:
     port = urlsplit(former.url).port
     assert port is not None
     with anyio.fail_after(PATIENCE_S):  # the kernel may hold it a little longer than its process
-        while not _is_free(port):
+        while not is_free(port):
             await anyio.sleep(0.01)
     return start(w, name, words, port)
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

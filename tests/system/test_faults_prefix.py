@@ -23,8 +23,8 @@ from tests.system.procs import wait_ready
 from tests.system.world import Shape, World, counted, start, world
 
 pytestmark = pytest.mark.system
-TWO_PREFILL = Shape(roles=("prefill", "prefill-1", "decode"))
-PREFILL = ("weur-prefill", "weur-prefill-1")
+TWO_PREFILL = Shape(roles=("prefill", "prefill-2", "decode"))
+PREFILL = ("weur-prefill", "weur-prefill-2")
 PROMPT = "A" * 70  # four blocks of 16 and a bit
 
 

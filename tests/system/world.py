@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class Process:
     url: str
     popen: subprocess.Popen[bytes]
     log: Path
-    words: Sequence[str] = ()  # that it was started with
+    words: tuple[str, ...] = ()  # of its command line, to start another like it
 
     def kill(self) -> None:
         self.popen.send_signal(signal.SIGKILL)
@@ -53,11 +53,14 @@ class Process:
         self.popen.send_signal(signal.SIGCONT)
 
     def stop(self) -> int:
-        """End it as an operator does; the exit code."""
-        if self.popen.poll() is None:
-            self.popen.send_signal(signal.SIGCONT)
-            self.popen.terminate()
+        """End it as an operator does who waits for no request; the exit code."""
         try:
+            for _ in range(2):  # the second signal cuts what is left
+                if self.popen.poll() is None:
+                    self.popen.send_signal(signal.SIGCONT)
+                    self.popen.terminate()
+                with suppress(subprocess.TimeoutExpired):
+                    return self.popen.wait(3)
             return self.popen.wait(15)
         except subprocess.TimeoutExpired:
             self.popen.kill()
@@ -70,7 +73,8 @@ class Shape:
     """What the fleet looks like, and how slow its engines are."""
 
     regions: tuple[str, ...] = ("weur",)
-    roles: tuple[str, ...] = ("prefill", "decode")  # a second one of a role is "prefill-1"
+    roles: tuple[str, ...] = ("prefill", "decode")  # a second one of a role is "prefill-2"
+    copies: int = 1  # workers of each role; the second is called weur-prefill-2
     step_s: float = 0.0
     worker_flags: tuple[str, ...] = ()
     front_flags: tuple[str, ...] = ()
@@ -218,7 +222,7 @@ def start(made: World, name: str, words: Sequence[str], port: int = 0) -> Proces
             env={**os.environ, "EDGEFIRE_HOME": str(made.home), "OMP_NUM_THREADS": "1"},
         )
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    made.processes[name] = Process(name, url, popen, log, words)
+    made.processes[name] = Process(name, url, popen, log, tuple(words))
     return made.processes[name]
 
 
@@ -234,9 +238,10 @@ def _start_regions(made: World, shape: Shape, folder: Path, secret: Path) -> Non
     for region in shape.regions:
         flags: list[str] = []
         for role in shape.roles:
-            name = f"{region}-{role}"
-            process = start(made, name, worker_words(made, shape, region, role, folder))
-            flags += ["--worker", f"{name}={role.partition('-')[0]}@{process.url}"]
+            for n in range(1, shape.copies + 1):
+                name = f"{region}-{role}" + (f"-{n}" if n > 1 else "")
+                process = start(made, name, worker_words(made, shape, region, role, folder))
+                flags += ["--worker", f"{name}={role.partition('-')[0]}@{process.url}"]
         words = ["origin_gpu", "front", "--region", region, "--secret-file", str(secret), *flags]
         words += ["--local-tokens", "0", *shape.front_flags]  # 0: short prompts are split as well
         start(made, f"{region}-front", words)

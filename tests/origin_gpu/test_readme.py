@@ -1,0 +1,43 @@
+"""The README of a region says what is so: its flags, its codes, its files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from origin_gpu.engine_link import FRESH_S
+from origin_gpu.settings import FrontSettings, WorkerSettings
+from routing.children import TERM_S
+from routing.drain import GRACE_S, LINGER_S
+from routing.errors import Code
+from routing.launch import CUT_S
+from routing.serving import STOP_S
+
+ORIGIN_GPU = Path(__file__).parents[2] / "origin_gpu"
+README = (ORIGIN_GPU / "README.md").read_text()
+STOPPING = README.partition("## Stopping")[2].partition("\n## ")[0]
+
+
+def test_the_flags_have_their_defaults() -> None:
+    rows = dict(re.findall(r"^\| `--(\w+)-s` \| .*? \| (\d+) \|", STOPPING, re.M))
+    fields = WorkerSettings.__dataclass_fields__
+    assert {name: float(text) for name, text in rows.items()} == {
+        name: fields[f"{name}_s"].default for name in ("grace", "lease", "stuck")
+    }
+    assert FrontSettings.__dataclass_fields__["grace_s"].default == GRACE_S
+
+
+def test_the_times_of_stopping_are_those_that_are_said() -> None:
+    assert f"and {LINGER_S:g} s" in STOPPING
+    assert f"no more work after {FRESH_S:g} s" in STOPPING
+    assert f"all within {GRACE_S + CUT_S:g} s" in STOPPING
+    assert max(STOP_S, TERM_S) < 5.0
+    assert "within 5 s" in STOPPING
+    assert f"`{Code.DRAINING}`" in STOPPING
+
+
+def test_every_file_that_is_named_exists() -> None:
+    named = re.findall(r"`([\w/]+\.py)`", README)
+    assert named
+    for name in named:
+        assert (ORIGIN_GPU / name).exists() or (ORIGIN_GPU.parent / name).exists(), name
