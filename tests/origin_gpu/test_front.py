@@ -15,6 +15,8 @@ import pytest
 
 from infire.prefix import chain_keys, root
 from origin_gpu.handover import CacheNews, Prefill, Resume, Watch
+from origin_gpu.passage import _taker
+from origin_gpu.place import Candidate
 from routing import wire
 from routing.errors import Code, Failure
 from routing.region import RegionReport
@@ -208,7 +210,8 @@ async def test_where_all_are_being_stopped_the_edge_is_told_so_at_once() -> None
     async with split_region(num_prefill=2) as region:
         for name in ("p0", "p1"):
             region[name].gates["prefill"] = failing(STOPPING)
-        assert await answer(region, request()) == [wire.Fault(Code.DRAINING, "stopping", 1.0)]
+        region["d0"].gates["token"] = failing(STOPPING)
+        assert (await answer(region, request()))[-1] == wire.Fault(Code.DRAINING, "stopping", 1.0)
 
 
 async def test_a_decode_worker_that_is_stopped_during_a_prefill_is_passed_over() -> None:
@@ -234,6 +237,32 @@ async def test_a_decode_worker_that_is_stopped_during_a_prefill_is_passed_over()
     assert ids(events) == list(range(101, 111))
     assert len(region["p0"].of(Prefill)) == len(region["d1"].of(Resume)) == 1
     assert region["d0"].of(Resume) == region["d0"].of(wire.Generate) == []
+
+
+def decoder(name: str, layout: str = "l", tokens_in_flight: int = 0) -> Candidate:
+    return Candidate(
+        name=name,
+        role="decode",
+        models=(),
+        layout_digest=layout,
+        room=1,
+        tokens_in_flight=tokens_in_flight,
+    )
+
+
+@pytest.mark.parametrize(
+    ("ready", "taker"),
+    [
+        ([decoder("d0", tokens_in_flight=9), decoder("d1")], "d0"),  # the one that was chosen
+        ([decoder("d1", tokens_in_flight=2), decoder("d2", tokens_in_flight=1)], "d2"),
+        ([decoder("d1", "another layout")], "d0"),
+        ([], "d0"),
+    ],
+)
+def test_kv_goes_to_who_was_chosen_unless_that_is_not_ready_and_another_is(
+    ready: list[Candidate], taker: str
+) -> None:
+    assert _taker(ready, "l", "d0") == taker
 
 
 async def test_what_the_request_itself_is_to_blame_for_is_not_tried_twice() -> None:

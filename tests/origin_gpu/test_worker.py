@@ -141,12 +141,12 @@ async def test_a_worker_that_is_being_stopped_finishes_what_the_region_has_begun
             prefilled = await prefilled_of(held)
             watch = aiter(w)
             with anyio.fail_after(PATIENCE_S):
-                while not (await anext(watch)).report.ready:  # type: ignore[union-attr]
+                while not (await watched(watch)).report.ready:
                     pass
             for worker in (p, d):
                 worker.app.worker.drain.begin(0.0)
             with anyio.fail_after(PATIENCE_S):
-                while (await anext(watch)).report.ready:  # type: ignore[union-attr]
+                while (await watched(watch)).report.ready:
                     pass
             assert (await p.client.get("/ready")).status_code == 503
             fault(await p.ask(Prefill(request)), Code.DRAINING)
@@ -493,17 +493,17 @@ async def test_changes_are_said_without_waiting_for_the_second(
         said = aiter(events)
         with anyio.fail_after(PATIENCE_S):
             async with p.link.open(Prefill(p.generate(65))):
-                while not await held(said):
+                while not (await watched(said)).report.held:
                     pass
-            while await held(said):
+            while (await watched(said)).report.held:
                 pass
 
 
-async def held(said: AsyncIterator[WorkerEvent]) -> int:
-    """How much the worker holds, as it says next."""
-    while not isinstance(watched := await anext(said), Watched):
+async def watched(said: AsyncIterator[WorkerEvent]) -> Watched:
+    """How the worker is, as it says next."""
+    while not isinstance(told := await anext(said), Watched):
         pass
-    return watched.report.held
+    return told
 
 
 async def test_what_it_tells_who_has_the_secret(tmp_path: Path) -> None:

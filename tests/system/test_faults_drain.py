@@ -118,6 +118,17 @@ async def test_streams_end_whole_and_then_their_process(
         await nothing_in_flight(w)
 
 
+async def test_all_told_at_once_end_what_has_begun(tmp_path: Path) -> None:
+    """Case 17: as when a machine is shut down, and nobody minds the order."""
+    async with world(tmp_path, Shape(step_s=0.02)) as w:
+        async with streams(w) as heard:
+            for process in w.processes.values():
+                process.popen.send_signal(signal.SIGTERM)
+        assert_whole(heard)
+        for process in w.processes.values():
+            assert await gone(process, GRACE_S) == 0, process.name
+
+
 async def test_unread_kv_is_served_after_its_worker_was_told_to_stop(tmp_path: Path) -> None:
     """Case 17: nothing is computed twice, and once the KV was read the worker goes."""
     async with world(tmp_path, Shape(step_s=0.01)) as w:
