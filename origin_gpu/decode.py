@@ -6,28 +6,35 @@ never read from a ticket.
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import anyio
+import anyio.to_thread
 import msgspec
 
-from infire.kv_layout import KVLayout
+from infire import reshard
+from infire.kv_layout import KVLayout, difference
 from infire.notes import Submit
 from infire.request import Step
+from infire.reshard_files import reshard_files
 from origin_gpu.handover import KVTicket, Peer, Prefilled, WorkerEvent, WorkerRequest
 from origin_gpu.worker import Answered, Worker, to_tokens, to_usage
 from routing import wire
 from routing.errors import Code, Failure
 from routing.link_server import Stream
 
+MOST_RESHARDING = 2  # threads that copy KV at once: memory is soon the bound
+
 
 class Transport(Protocol):
     """Gets KV here from where it was computed."""
 
-    async def collect(self, ticket: KVTicket, peer: Peer, into: Path) -> str:
-        """Get it as a new file at `into`, and let `peer` know that it may be forgotten there.
+    async def collect(self, ticket: KVTicket, peer: Peer, *into: Path) -> str:
+        """Get its parts as new files at `into`, and let `peer` know that it may forget them.
 
         Returns which way it went. Raises Failure with a code that lets the request be computed
         elsewhere.
@@ -40,6 +47,7 @@ class DecodeRole:
     def __init__(self, worker: Worker, transport: Transport) -> None:
         self._worker = worker
         self._transport = transport
+        self._resharding = anyio.CapacityLimiter(MOST_RESHARDING)
 
     async def serve(
         self,
@@ -56,9 +64,9 @@ class DecodeRole:
         so_far = msgspec.structs.replace(
             request, generated_ids=(*request.generated_ids, *prefilled.first.ids)
         )
-        peer = self._fitting(ticket, so_far)
-        with self._worker.kv_files.new(ticket.num_bytes) as path:
-            await self._collect(ticket, peer, path, answered)
+        layout = self._worker.engine.must_be_up().layout
+        peer = self._fitting(ticket, so_far, layout)
+        async with self._kv(ticket, peer, layout, answered) as path:
             submit = Submit(self._worker.sequence(so_far), str(path), ticket.num_tokens)
             on_step = partial(_pass_on, stream, answered)
             async with self._worker.engine.request(submit, on_step) as run:
@@ -90,17 +98,46 @@ class DecodeRole:
             last = await run.wait_finished()
         _end(request, last, stream, answered, cached_tokens)
 
-    async def _collect(self, ticket: KVTicket, peer: Peer, into: Path, answered: Answered) -> None:
-        began = anyio.current_time()
-        answered.kv_way = await self._transport.collect(ticket, peer, into)
-        answered.kv_s = anyio.current_time() - began
-        answered.kv_bytes = ticket.num_bytes
+    @asynccontextmanager
+    async def _kv(
+        self, ticket: KVTicket, peer: Peer, layout: KVLayout, answered: Answered
+    ) -> AsyncGenerator[Path, None]:
+        """The ticket's KV in a file, cut as this engine has it. Raises Failure."""
+        files, began = self._worker.kv_files, anyio.current_time()
+        num_bytes = layout.exported_bytes(ticket.num_tokens)
+        with ExitStack() as collected, files.new(num_bytes) as path:
+            into = [path]
+            if not (as_it_is := reshard.as_it_is(ticket.layout, layout, ticket.parts)):
+                parts = [files.new(ticket.part_bytes) for _ in ticket.parts]
+                into = [collected.enter_context(part) for part in parts]
+            answered.kv_way = await self._transport.collect(ticket, peer, *into)
+            if not as_it_is:
+                await self._reshard(ticket, into, layout, path)
+                collected.close()
+            answered.kv_s = anyio.current_time() - began
+            answered.kv_bytes = ticket.num_bytes
+            yield path
 
-    def _fitting(self, ticket: KVTicket, so_far: wire.Generate) -> Peer:
+    async def _reshard(
+        self, ticket: KVTicket, parts: list[Path], layout: KVLayout, into: Path
+    ) -> None:
+        """Make of what other ranks have had what ours has."""
+        strips = reshard.plan(ticket.layout, layout, ticket.num_tokens, ticket.parts)
+        sources = dict(zip(ticket.parts, parts, strict=True))
+        num_bytes = layout.exported_bytes(ticket.num_tokens)
+        try:
+            await anyio.to_thread.run_sync(
+                reshard_files, strips, sources, into, num_bytes, limiter=self._resharding
+            )
+        except (OSError, ValueError) as exc:
+            detail = f"KV of {ticket.request_id} cannot be cut anew: {exc}"
+            raise Failure(Code.LOST, detail) from exc
+
+    def _fitting(self, ticket: KVTicket, so_far: wire.Generate, layout: KVLayout) -> Peer:
         """Who has the KV, which must be of this request, and of use here. Raises Failure."""
         try:
             peer = self._giver(ticket)
-            _check_kv(ticket, so_far, self._worker.engine.must_be_up().layout)
+            _check_kv(ticket, so_far, layout)
         except Failure as failure:
             self._worker.metrics.refused("collector", failure.code)
             raise
@@ -118,27 +155,24 @@ class DecodeRole:
 
 
 def _check_kv(ticket: KVTicket, so_far: wire.Generate, layout: KVLayout) -> None:
-    """Failure(INCOMPATIBLE) unless the ticket's KV is of this request, and of our own shape."""
-    if ticket.layout.digest != layout.digest:
-        detail = f"KV of {shape(ticket.layout)} is no use here, where it is {shape(layout)}"
-        raise Failure(Code.INCOMPATIBLE, detail)
+    """Failure(INCOMPATIBLE) unless the ticket's KV is of this request, and of use to this layout.
+
+    That of other ranks is, if it is all there; that of blocks of another size always.
+    """
+    if found := difference(ticket.layout, layout):
+        raise Failure(Code.INCOMPATIBLE, f"KV that does not fit: {found}")
+    try:
+        reshard.plan(ticket.layout, layout, ticket.num_tokens, ticket.parts)
+    except ValueError as exc:
+        raise Failure(Code.INCOMPATIBLE, f"KV that is not whole: {exc}") from exc
     num_known = len(so_far.token_ids) + len(so_far.generated_ids)
     if ticket.num_tokens != num_known - 1:
         detail = f"KV of {ticket.num_tokens} tokens for {num_known} ids, not of {num_known - 1}"
         raise Failure(Code.INCOMPATIBLE, detail)
-    if ticket.num_bytes != (num_bytes := layout.exported_bytes(ticket.num_tokens)):
+    num_bytes = len(ticket.parts) * ticket.layout.exported_bytes(ticket.num_tokens)
+    if ticket.num_bytes != num_bytes:
         detail = f"KV of {ticket.num_bytes} bytes for {ticket.num_tokens} tokens, not {num_bytes}"
         raise Failure(Code.INCOMPATIBLE, detail)
-
-
-def shape(layout: KVLayout) -> str:
-    """A layout in words."""
-    groups = ", ".join(
-        f"{len(group.layers)} {group.kind} layers of {group.num_heads} x {group.head_dim}"
-        for group in layout.groups
-    )
-    rank = f"rank {layout.tp_rank} of {layout.tp_size}"
-    return f"{groups}, {layout.dtype}, {rank}, model {layout.model_digest[:12]}"
 
 
 def _pass_on(stream: Stream[WorkerRequest, WorkerEvent], answered: Answered, step: Step) -> None:

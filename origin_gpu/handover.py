@@ -17,9 +17,21 @@ class KVTicket(Struct, frozen=True, kw_only=True):
     request_id: str
     epoch: str  # life of the worker that computed it
     num_tokens: int
-    num_bytes: int
-    layout: KVLayout
+    num_bytes: int  # of all parts
+    layout: KVLayout  # of any rank of its engine
     lease_s: float  # after which a hold ends by itself: from its beginning, or a collector's sign
+    parts: tuple[int, ...] = (0,)  # ranks whose exports it is, each as long as the others
+
+    def __post_init__(self) -> None:
+        if not self.parts or len(set(self.parts)) < len(self.parts):
+            raise ValueError(f"parts {self.parts} of KV")
+        if not 0 <= min(self.parts) <= max(self.parts) < self.layout.tp_size:
+            raise ValueError(f"parts {self.parts} of KV of {self.layout.tp_size} ranks")
+
+    @property
+    def part_bytes(self) -> int:
+        """Of one part."""
+        return self.num_bytes // len(self.parts)
 
 
 class Prefill(Struct, frozen=True, tag="prefill"):

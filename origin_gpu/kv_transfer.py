@@ -4,7 +4,7 @@ One TCP connection a transfer; frames are 4 bytes of little-endian length and Me
 
     collector                                         door
     Wanted(secret, request, epoch, layout, ways)  ->
-                                                  <-  Granted(num_bytes, way, said) | Denied
+                                                  <-  Granted(num_bytes, way, said, part) | Denied
     BUSY, each second, while it takes it          ->
     DONE, once all of it is there                 ->
     or INSTEAD: this way does not work            ->
@@ -12,9 +12,11 @@ One TCP connection a transfer; frames are 4 bytes of little-endian length and Me
     DONE                                          ->
 
 Where the way is the connection itself, its bytes follow Granted at once. The KV stays on offer
-until its arrival has been acknowledged: a transfer that breaks off can be tried again. Both ends
-name the life of the engine that computed the KV and the digest of its layout, so KV is never taken
-for something that it is not. Knows no engine.
+until its arrival has been acknowledged: a transfer that breaks off can be tried again. KV of some
+ranks comes in as many parts, each named by its rank, in any order: after DONE follows the next
+Granted. It has been collected once all were acknowledged on one connection. Both ends name the life
+of the engine that computed the KV and the digest of its layout, so KV is never taken for something
+that it is not. Knows no engine.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import hmac
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, Self
@@ -62,6 +64,7 @@ class Granted(Struct, frozen=True, tag="granted"):
     num_bytes: int
     way: str = TCP
     said: bytes = b""  # to the collector's end of the way
+    part: int = 0  # the rank whose KV it is
 
 
 class Denied(Struct, frozen=True, tag="denied"):
@@ -72,16 +75,16 @@ class Denied(Struct, frozen=True, tag="denied"):
 class Offer:
     """KV of one request, from its ticket to the end of its hold."""
 
-    def __init__(self, ticket: KVTicket, path: Path) -> None:
+    def __init__(self, ticket: KVTicket, paths: Sequence[Path]) -> None:
         self.ticket = ticket
-        self.path = path
+        self.files = tuple(zip(ticket.parts, paths, strict=True))
         self.collected = anyio.Event()
         self.withdrawn = False
         self._settled = anyio.Event()
         self._lease: anyio.CancelScope | None = None
 
     def exported(self) -> None:
-        """The file is there."""
+        """Its files are there."""
         self._settled.set()
 
     @contextmanager
@@ -140,9 +143,9 @@ class KVDoor:
         return len(self._offers)
 
     @contextmanager
-    def offer(self, ticket: KVTicket, path: Path) -> Iterator[Offer]:
-        """Offer what is going to lie at `path`, for the length of the block."""
-        offer = self._offers[ticket.request_id] = Offer(ticket, path)
+    def offer(self, ticket: KVTicket, *paths: Path) -> Iterator[Offer]:
+        """Offer what is going to lie at `paths`, one a part, for the length of the block."""
+        offer = self._offers[ticket.request_id] = Offer(ticket, paths)
         try:
             yield offer
         finally:
@@ -203,28 +206,35 @@ class KVDoor:
         return offer
 
     async def _hand_over(self, connection: Connection, offer: Offer, ways: Sequence[Said]) -> None:
-        """The first way that works, then the connection."""
+        """All parts, one after the other."""
         offer.renew()
-        num_bytes = offer.path.stat().st_size
+        for part, path in offer.files:
+            if not await self._give(connection, offer, part, path, ways):
+                return
+        offer.collected.set()
+
+    async def _give(
+        self, connection: Connection, offer: Offer, part: int, path: Path, ways: Sequence[Said]
+    ) -> bool:
+        """One part, by the first way that works, then over the connection; whether it arrived."""
+        num_bytes = os.stat(path).st_size
         for said in ways:
             way = by_kind(self._ways, said.kind)
             if way is None:
                 continue
             try:
-                async with way.lend(offer.path, num_bytes, said.about) as told:
-                    await connection.send_message(Granted(num_bytes, way.kind, told))
+                async with way.lend(path, num_bytes, said.about) as told:
+                    await connection.send_message(Granted(num_bytes, way.kind, told, part))
                     if await _wait_taken(connection, offer):
-                        offer.collected.set()
-                        return
+                        return True
             except Refused as exc:
                 log(logger, "KV way refused", request_id=offer.ticket.request_id, reason=str(exc))
                 continue
             break  # the collector wants it over the connection
         else:
-            await connection.send_message(Granted(num_bytes))
-        await _send(connection, offer, num_bytes)
-        if await connection.receive_exactly(1) == _DONE:
-            offer.collected.set()
+            await connection.send_message(Granted(num_bytes, part=part))
+        await _send(connection, offer, path, num_bytes)
+        return await connection.receive_exactly(1) == _DONE
 
 
 class DoorTransport:
@@ -243,22 +253,28 @@ class DoorTransport:
         self._warm = WarmFiles() if warm is None else warm
         self._stall_s = stall_s
 
-    async def collect(self, ticket: KVTicket, peer: Peer, into: Path) -> str:
-        """Get the KV of `ticket` as a new file at `into`; the way it went. Failure: LOST or
+    async def collect(self, ticket: KVTicket, peer: Peer, *into: Path) -> str:
+        """Get the parts of `ticket` as new files at `into`; the way the last went. Failure: LOST or
         INCOMPATIBLE.
 
         Its address is that of `peer`, which the caller has from its own table. What a failure
-        leaves of the file is the caller's to remove.
+        leaves of the files is the caller's to remove.
         """
+        missing = dict(zip(ticket.parts, into, strict=True))
         try:
             with await dial(*door_address(peer)) as sock:
                 connection = Connection(sock, stall_s=self._stall_s)
-                return await self._collect(connection, ticket, into)
+                await self._ask(connection, ticket)
+                way = TCP
+                while missing:
+                    granted = await _granted(connection, ticket, missing)
+                    way = await self._take(connection, granted, missing.pop(granted.part))
+                return way
         except (OSError, msgspec.DecodeError) as exc:
             detail = f"KV of {ticket.request_id} cannot be had from {peer.name}: {exc}"
             raise Failure(Code.LOST, detail) from exc
 
-    async def _collect(self, connection: Connection, ticket: KVTicket, into: Path) -> str:
+    async def _ask(self, connection: Connection, ticket: KVTicket) -> None:
         await connection.send_message(
             Wanted(
                 secret=self._secret,
@@ -268,23 +284,15 @@ class DoorTransport:
                 ways=tuple(Said(way.kind, way.about()) for way in self._ways),
             )
         )
-        # The other engine may be in a long step before it can export; past the lease it never will.
-        answer: Granted | Denied = await connection.receive_message(
-            Granted | Denied, within_s=ticket.lease_s
-        )
-        if isinstance(answer, Denied):
-            # A wrong secret too is between the two workers, and not the client's to be told of.
-            code = Code.INCOMPATIBLE if answer.reason == "layout" else Code.LOST
-            raise Failure(code, answer.detail)
-        if answer.num_bytes != ticket.num_bytes:
-            detail = f"KV of {answer.num_bytes} bytes, where the ticket says {ticket.num_bytes}"
-            raise Failure(Code.INCOMPATIBLE, detail)
-        way = by_kind(self._ways, answer.way)
-        if way is not None and await _taken(connection, way, answer, into):
+
+    async def _take(self, connection: Connection, granted: Granted, into: Path) -> str:
+        """One part, its arrival acknowledged; the way it went."""
+        way = by_kind(self._ways, granted.way)
+        if way is not None and await _taken(connection, way, granted, into):
             return way.kind
-        with self._warm.new(into, answer.num_bytes) as room:
+        with self._warm.new(into, granted.num_bytes) as room:
             if room is None:
-                await connection.receive_file(into, answer.num_bytes)
+                await connection.receive_file(into, granted.num_bytes)
             else:
                 await connection.receive_whole(room)
         await connection.send(_DONE)
@@ -303,6 +311,25 @@ def door_address(peer: Peer) -> tuple[str, int]:
     if host is None or port is None:
         raise OSError(f"{peer.kv_address!r} is not the address of a KV door")
     return host, port
+
+
+async def _granted(connection: Connection, ticket: KVTicket, missing: Collection[int]) -> Granted:
+    """What the door gives next, which must be one of the parts that are missing."""
+    # The other engine may be in a long step before it can export; past the lease it never will.
+    answer: Granted | Denied = await connection.receive_message(
+        Granted | Denied, within_s=ticket.lease_s
+    )
+    if isinstance(answer, Denied):
+        # A wrong secret too is between the two workers, and not the client's to be told of.
+        code = Code.INCOMPATIBLE if answer.reason == "layout" else Code.LOST
+        raise Failure(code, answer.detail)
+    if answer.part not in missing:
+        detail = f"KV of rank {answer.part} came, where that of {sorted(missing)} is missing"
+        raise Failure(Code.LOST, detail)
+    if answer.num_bytes != ticket.part_bytes:
+        detail = f"KV of {answer.num_bytes} bytes, where the ticket says {ticket.part_bytes}"
+        raise Failure(Code.INCOMPATIBLE, detail)
+    return answer
 
 
 async def _taken(connection: Connection, way: Way, granted: Granted, into: Path) -> bool:
@@ -343,8 +370,8 @@ async def _wait_taken(connection: Connection, offer: Offer) -> bool:
     return said == _DONE
 
 
-async def _send(connection: Connection, offer: Offer, num_bytes: int) -> None:
-    handle = os.open(offer.path, os.O_RDONLY)
+async def _send(connection: Connection, offer: Offer, path: Path, num_bytes: int) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         await connection.send_file(handle, num_bytes, offer.renew)
     finally:

@@ -82,6 +82,7 @@ class PrefillRole:
             num_bytes=layout.exported_bytes(step.num_computed),
             layout=layout,
             lease_s=worker.settings.lease_s,
+            parts=(layout.tp_rank,),  # an engine of several ranks would export as many files
         )
 
 

@@ -208,7 +208,7 @@ async def test_tickets_are_not_trusted(tmp_path: Path) -> None:
             for change, code, named in (
                 ({"worker": "mallory"}, Code.LOST, "mallory"),
                 ({"url": "http://127.0.0.1:1"}, Code.INCOMPATIBLE, "http://127.0.0.1:1"),
-                ({"layout": layout}, Code.INCOMPATIBLE, "model another"),
+                ({"layout": layout}, Code.INCOMPATIBLE, "model digest another"),
                 ({"num_tokens": 1}, Code.INCOMPATIBLE, "1 tokens"),
                 ({"num_bytes": 1 << 40}, Code.INCOMPATIBLE, "bytes for 2 tokens, not 16"),
                 ({"epoch": "before"}, Code.LOST, "before"),
