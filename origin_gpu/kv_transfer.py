@@ -4,17 +4,20 @@ One TCP connection a transfer; frames are 4 bytes of little-endian length and Me
 
     collector                                         door
     Wanted(secret, request, epoch, layout, ways)  ->
-                                                  <-  Granted(num_bytes, way, said, part) | Denied
+                                                  <-  Granted(num_bytes, way, ...) | Denied
     BUSY, each second, while it takes it          ->
-    DONE, once all of it is there                 ->
-    or INSTEAD: this way does not work            ->
+    DONE(number), once all of it is there         ->
+                                                  <-  KEPT, where the way needs it
+    or INSTEAD(number): this way does not work    ->
                                                   <-  num_bytes of KV
-    DONE                                          ->
+    DONE(number)                                  ->
 
 Where the way is the connection itself, its bytes follow Granted at once. The KV stays on offer
 until its arrival has been acknowledged: a transfer that breaks off can be tried again. KV of some
 ranks comes in as many parts, each named by its rank, in any order: after DONE follows the next
-Granted. It has been collected once all were acknowledged on one connection. Both ends name the life
+Granted. It has been collected once all were acknowledged on one connection, each by the number that
+its Granted had: an acknowledgement out of turn frees nothing. KEPT says that nothing was let go of
+while it was being taken, as the door may have given the collector up. Both ends name the life
 of the engine that computed the KV and the digest of its layout, so KV is never taken for something
 that it is not. Knows no engine.
 """
@@ -24,6 +27,7 @@ from __future__ import annotations
 import hmac
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -36,6 +40,7 @@ import msgspec
 from msgspec import Struct
 
 from origin_gpu.handover import KVTicket, Peer
+from origin_gpu.kv_offer import Offer
 from origin_gpu.kv_socket import STALL_S, Connection, dial
 from origin_gpu.kv_warm import WarmFiles
 from origin_gpu.kv_ways import TCP, Refused, Said, Way, by_kind
@@ -45,7 +50,8 @@ from routing.serving import listening_socket
 
 logger = logging.getLogger(__name__)
 
-_DONE, _INSTEAD, _BUSY = b"\x06", b"\x15", b"\x16"
+_DONE, _INSTEAD, _BUSY, _KEPT = b"\x06", b"\x15", b"\x16", b"\x07"
+_NUMBER_BYTES = 4  # after DONE and INSTEAD
 BUSY_EVERY_S = 1.0
 _ACCEPT_AGAIN_S = 0.1  # when out of file descriptors
 
@@ -65,48 +71,12 @@ class Granted(Struct, frozen=True, tag="granted"):
     way: str = TCP
     said: bytes = b""  # to the collector's end of the way
     part: int = 0  # the rank whose KV it is
+    number: int = 0  # what its acknowledgement says again
 
 
 class Denied(Struct, frozen=True, tag="denied"):
     reason: Literal["secret", "unknown", "epoch", "layout"]
     detail: str
-
-
-class Offer:
-    """KV of one request, from its ticket to the end of its hold."""
-
-    def __init__(self, ticket: KVTicket, paths: Sequence[Path]) -> None:
-        self.ticket = ticket
-        self.files = tuple(zip(ticket.parts, paths, strict=True))
-        self.collected = anyio.Event()
-        self.withdrawn = False
-        self._settled = anyio.Event()
-        self._lease: anyio.CancelScope | None = None
-
-    def exported(self) -> None:
-        """Its files are there."""
-        self._settled.set()
-
-    @contextmanager
-    def leased(self) -> Iterator[None]:
-        """A block that is left when the lease ends: that long after a collector last gave a sign
-        of life, or after the beginning."""
-        with anyio.move_on_after(self.ticket.lease_s) as self._lease:
-            yield
-
-    def renew(self) -> None:
-        """A collector is at it."""
-        if self._lease is not None:
-            self._lease.deadline = anyio.current_time() + self.ticket.lease_s
-
-    def withdraw(self) -> None:
-        """Nobody can collect any more; transfers that have begun go on."""
-        self.withdrawn = True
-        self._settled.set()
-
-    async def wait_settled(self) -> None:
-        """Until the file is there, or never will be."""
-        await self._settled.wait()
 
 
 class KVDoor:
@@ -217,24 +187,27 @@ class KVDoor:
         self, connection: Connection, offer: Offer, part: int, path: Path, ways: Sequence[Said]
     ) -> bool:
         """One part, by the first way that works, then over the connection; whether it arrived."""
-        num_bytes = os.stat(path).st_size
+        num_bytes, number = os.stat(path).st_size, secrets.randbits(8 * _NUMBER_BYTES)
         for said in ways:
             way = by_kind(self._ways, said.kind)
             if way is None:
                 continue
             try:
                 async with way.lend(path, num_bytes, said.about) as told:
-                    await connection.send_message(Granted(num_bytes, way.kind, told, part))
-                    if await _wait_taken(connection, offer):
+                    granted = Granted(num_bytes, way.kind, told, part, number)
+                    await connection.send_message(granted)
+                    if await _wait_taken(connection, offer, number):
+                        if not way.lasting:
+                            await connection.send(_KEPT)
                         return True
             except Refused as exc:
                 log(logger, "KV way refused", request_id=offer.ticket.request_id, reason=str(exc))
                 continue
             break  # the collector wants it over the connection
         else:
-            await connection.send_message(Granted(num_bytes, part=part))
+            await connection.send_message(Granted(num_bytes, part=part, number=number))
         await _send(connection, offer, path, num_bytes)
-        return await connection.receive_exactly(1) == _DONE
+        return await _wait_taken(connection, offer, number)
 
 
 class DoorTransport:
@@ -295,7 +268,7 @@ class DoorTransport:
                 await connection.receive_file(into, granted.num_bytes)
             else:
                 await connection.receive_whole(room)
-        await connection.send(_DONE)
+        await connection.send(_DONE + _bytes(granted.number))
         return TCP
 
 
@@ -348,8 +321,20 @@ async def _taken(connection: Connection, way: Way, granted: Granted, into: Path)
         raise failed
     if failed is not None:
         logger.warning("KV way failed", extra={"fields": {"way": way.kind, "reason": str(failed)}})
-    await connection.send(_INSTEAD if failed else _DONE)
+    await connection.send((_INSTEAD if failed else _DONE) + _bytes(granted.number))
+    if failed is None and not way.lasting:
+        await _wait_kept(connection)
     return failed is None
+
+
+async def _wait_kept(connection: Connection) -> None:
+    """Until the door says that it had not let go; where it has, it closed the connection."""
+    if (said := await connection.receive_exactly(1)) != _KEPT:
+        raise ConnectionError(f"the door said {said!r}")
+
+
+def _bytes(number: int) -> bytes:
+    return number.to_bytes(_NUMBER_BYTES, "little")
 
 
 async def _say_busy(connection: Connection) -> None:
@@ -360,13 +345,15 @@ async def _say_busy(connection: Connection) -> None:
             await connection.send(_BUSY)
 
 
-async def _wait_taken(connection: Connection, offer: Offer) -> bool:
-    """Whether the collector has it; if not, it wants the bytes."""
+async def _wait_taken(connection: Connection, offer: Offer, number: int) -> bool:
+    """Whether the collector has what was granted as `number`; if not, it wants the bytes."""
     while (said := await connection.receive_exactly(1)) == _BUSY:
         offer.renew()
     offer.renew()
     if said not in {_DONE, _INSTEAD}:
         raise ConnectionError(f"the collector said {said!r}")
+    if await connection.receive_exactly(_NUMBER_BYTES) != _bytes(number):
+        raise ConnectionError("the collector acknowledged what it was not granted")
     return said == _DONE
 
 

@@ -25,6 +25,10 @@ class Faulty:
     def kind(self) -> str:
         return self.way.kind
 
+    @property
+    def lasting(self) -> bool:
+        return self.way.lasting
+
     def about(self) -> bytes:
         return self.way.about()
 

@@ -15,9 +15,10 @@ import pytest
 
 from origin_gpu.handover import KVTicket, Peer
 from origin_gpu.kv_nixl import Nixl, NotInstalled
+from origin_gpu.kv_offer import Offer
 from origin_gpu.kv_shared import SharedFiles
 from origin_gpu.kv_socket import CHUNK_BYTES, MAX_MESSAGE_BYTES
-from origin_gpu.kv_transfer import DoorTransport, KVDoor, Offer, Wanted, door_address
+from origin_gpu.kv_transfer import DoorTransport, KVDoor, Wanted, door_address
 from origin_gpu.kv_ways import Way
 from routing.errors import Code, Failure
 from tests.fakes.runner import counting_layout

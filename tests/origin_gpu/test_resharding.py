@@ -21,7 +21,8 @@ import pytest
 
 from infire.kv_layout import KVLayout
 from origin_gpu.handover import KVTicket, Peer, Prefilled, Resume, WorkerEvent
-from origin_gpu.kv_transfer import KVDoor, Offer
+from origin_gpu.kv_offer import Offer
+from origin_gpu.kv_transfer import KVDoor
 from routing import wire
 from routing.errors import Code
 from tests.fakes.runner import exported_kv
