@@ -22,7 +22,7 @@ from infire.plan import Runner
 from infire.request import Sequence, Step
 from infire.scheduler import Adoption, Scheduler
 
-PART_TOKENS = 256  # computed before one more part of an export is written, but for the last
+PIECE_TOKENS = 256  # computed before one more piece of an export is written, but for the last
 
 
 @dataclass(slots=True)
@@ -45,7 +45,7 @@ class Engine:
         self._scheduler = scheduler
         self._runner = runner
         self._clock = clock
-        # Of requests that wait for blocks to adopt into: the file, and the ends of its parts.
+        # Of requests that wait for blocks to adopt into: the file, and the ends of its pieces.
         self._adopts: dict[str, tuple[str, tuple[int, ...]]] = {}
         self._exports: dict[str, _Export] = {}
         self._answers: list[Answer] = []
@@ -58,7 +58,7 @@ class Engine:
                     note.sequence,
                     note.kv_path,
                     note.num_adopted,
-                    part_ends=note.part_ends,
+                    piece_ends=note.piece_ends,
                     export_path=note.export_path,
                 )
             case Drop():
@@ -70,7 +70,7 @@ class Engine:
         kv_path: str | None = None,
         num_adopted: int = 0,
         *,
-        part_ends: tuple[int, ...] = (),
+        piece_ends: tuple[int, ...] = (),
         export_path: str | None = None,
     ) -> None:
         """Run `sequence`, with the KV of its first `num_adopted` tokens read from `kv_path`.
@@ -86,7 +86,7 @@ class Engine:
             self._refuse(sequence.request_id, refusal.code, refusal.detail)
             return
         if kv_path is not None:
-            self._adopts[sequence.request_id] = kv_path, part_ends
+            self._adopts[sequence.request_id] = kv_path, piece_ends
         if export_path is not None:
             self._exports[sequence.request_id] = _Export(export_path)
 
@@ -125,7 +125,7 @@ class Engine:
             if export is None:
                 continue
             count = seq.num_computed - export.num_tokens
-            if held or (count >= PART_TOKENS and not self._scheduler.forgets):
+            if held or (count >= PIECE_TOKENS and not self._scheduler.forgets):
                 self._export(seq, export)
 
     def _export(self, seq: Sequence, export: _Export) -> None:
@@ -141,9 +141,9 @@ class Engine:
 
     def _adopt(self, adoption: Adoption) -> None:
         request_id = adoption.request_id
-        path, part_ends = self._adopts.pop(request_id)
+        path, piece_ends = self._adopts.pop(request_id)
         try:
-            self._runner.adopt(adoption.block_ids, adoption.num_tokens, path, part_ends)
+            self._runner.adopt(adoption.block_ids, adoption.num_tokens, path, piece_ends)
         except ValueError as error:
             self._scheduler.drop(request_id)
             self._refuse(request_id, "incompatible", f"KV cannot be adopted: {error}")

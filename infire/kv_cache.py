@@ -55,7 +55,7 @@ class KVCache:
     def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, start: int = 0) -> int:
         """Write the visible KV of `num_tokens` tokens to a new file at `path`; its size in bytes.
 
-        Laid out as `KVLayout.exported_bytes`. From `start` on, it is one more part of the file.
+        Laid out as `KVLayout.exported_bytes`. From `start` on, it is one more piece of the file.
         A file that cannot be finished is removed.
         """
         # A file that was here before is neither written to nor removed.
@@ -71,16 +71,16 @@ class KVCache:
             raise
 
     def adopt(
-        self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, part_ends: Seq[int] = ()
+        self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, piece_ends: Seq[int] = ()
     ) -> None:
         """Read what `export` wrote into these blocks. ValueError if its size is another."""
-        parts = self.layout.parts(num_tokens, part_ends)
+        pieces = self.layout.pieces(num_tokens, piece_ends)
         expected = self.layout.exported_bytes(num_tokens)
         with Path(path).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size != expected:
                 raise ValueError(f"{size} bytes for the KV of {num_tokens} tokens, not {expected}")
-            for start, end in parts:
+            for start, end in pieces:
                 for layer, cells in self._visible(block_ids, start, end):
                     shape = (layer.shape[0], len(cells), *layer.shape[2:])
                     tokens = torch.empty(shape, dtype=layer.dtype)

@@ -10,7 +10,7 @@ import torch
 
 from infire.device import choose_device, choose_dtype
 from infire.kv_cache import KVCache
-from infire.kv_layout import KVLayout
+from infire.kv_layout import KVLayout, WeightCodec
 from infire.kv_pools import kv_groups, longest, num_blocks
 from infire.loaded import Loaded
 from infire.model.config import read_config
@@ -60,6 +60,7 @@ def load_model(  # noqa: PLR0913  one parameter a setting
         groups=kv_groups(config, block_tokens),
         dtype=str(kind).removeprefix("torch."),
         model_digest=model_digest(folder),
+        codec=_codec(parameters, kind),
     )
     counts = tuple(
         num_blocks(group, kv_tokens, max_running, max_step_tokens) for group in layout.groups
@@ -83,6 +84,12 @@ def load_model(  # noqa: PLR0913  one parameter a setting
         dtype=layout.dtype,
         load_s=perf_counter() - began,
     )
+
+
+def _codec(parameters: Weights, dtype: torch.dtype) -> WeightCodec:
+    """What the parameters lie in; a cast is not a codec: KV of another type is another's anyway."""
+    plain = isinstance(parameters, WeightFiles)
+    return WeightCodec(str(dtype).removeprefix("torch.") if plain else "u12")
 
 
 def _parameters(

@@ -32,13 +32,13 @@ class Submit(Struct, frozen=True, tag="submit"):
     """Run `sequence`. With `kv_path`, the KV of its first `num_adopted` tokens lies there.
 
     With `export_path`, its KV is written to a new file there, some as it is computed, the rest
-    when it has to be held: `Exported` tells of each part.
+    when it has to be held: `Exported` tells of each piece.
     """
 
     sequence: Sequence
     kv_path: str | None = None
     num_adopted: int = 0
-    part_ends: tuple[int, ...] = ()  # of the file at `kv_path`, in tokens; none: it is one part
+    piece_ends: tuple[int, ...] = ()  # of the file at `kv_path`, in tokens; none: it is one
     export_path: str | None = None
 
 

@@ -81,11 +81,11 @@ class Runner(Protocol):
 
         `block_ids` is a block table a group, as rows have it: what lies before a window is a hole
         (see `infire.blocks`), which neither this nor `adopt` touches. From `start` on it is one
-        more part of a file that has the tokens before it.
+        more piece of a file that has the tokens before it.
         """
 
     def adopt(
-        self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, part_ends: Seq[int] = ()
+        self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, piece_ends: Seq[int] = ()
     ) -> None:
-        """Read what `export` wrote, in parts that end there, into these blocks. ValueError on a
-        file of another size, or parts that cannot be."""
+        """Read what `export` wrote, in pieces that end there, into these blocks. ValueError on a
+        file of another size, or pieces that cannot be."""

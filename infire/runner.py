@@ -78,10 +78,10 @@ class ModelRunner:
 
     @torch.inference_mode()
     def adopt(
-        self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, part_ends: Seq[int] = ()
+        self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, piece_ends: Seq[int] = ()
     ) -> None:
         """As `infire.plan.Runner`."""
-        self._cache.adopt(block_ids, num_tokens, path, part_ends)
+        self._cache.adopt(block_ids, num_tokens, path, piece_ends)
 
     def warm_up(self) -> None:
         """Make one step of a few tokens, so that the first request does not pay for it.

@@ -6,29 +6,36 @@ never read from a ticket.
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import anyio
+import anyio.to_thread
 import msgspec
 
-from infire.kv_layout import KVLayout
+from infire import reshard
+from infire.kv_layout import KVLayout, difference
 from infire.notes import Submit
 from infire.request import Step
+from infire.reshard_files import reshard_files
 from origin_gpu.handover import KVTicket, Peer, Prefilled, WorkerEvent, WorkerRequest
 from origin_gpu.worker import Answered, Worker, to_tokens, to_usage
 from routing import wire
 from routing.errors import Code, Failure
 from routing.link_server import Stream
 
+MOST_RESHARDING = 2  # threads that copy KV at once: memory is soon the bound
+
 
 class Transport(Protocol):
     """Gets KV here from where it was computed."""
 
-    async def collect(self, ticket: KVTicket, peer: Peer, into: Path) -> str:
-        """Get it as a new file at `into`, and let `peer` know that it may be forgotten there.
+    async def collect(self, ticket: KVTicket, peer: Peer, *into: Path) -> str:
+        """Get its parts as new files at `into`, and let `peer` know that it may forget them.
 
         Returns which way it went. Raises Failure with a code that lets the request be computed
         elsewhere.
@@ -39,7 +46,7 @@ class Transport(Protocol):
 class _Fetched:
     """KV that is collected ahead of its `Resume`."""
 
-    path: Path
+    paths: list[Path]
     way: str | None = None  # that it went; None: it is not here
     done: anyio.Event = field(default_factory=anyio.Event)
 
@@ -51,6 +58,7 @@ class DecodeRole:
         self._worker = worker
         self._transport = transport
         self._fetches: dict[tuple[str, str, str], _Fetched] = {}
+        self._resharding = anyio.CapacityLimiter(MOST_RESHARDING)
 
     async def serve(
         self,
@@ -67,16 +75,14 @@ class DecodeRole:
         so_far = msgspec.structs.replace(
             request, generated_ids=(*request.generated_ids, *prefilled.first.ids)
         )
-        peer = self._fitting(ticket, so_far)
-        with self._worker.kv_files.new(ticket.num_bytes) as path:
-            path = await self._fetched(ticket, answered) or path
-            if answered.kv_s is None:
-                await self._collect(ticket, peer, path, answered)
+        layout = self._worker.engine.must_be_up().layout
+        peer = self._fitting(ticket, so_far, layout)
+        async with self._kv(prefilled, peer, layout, answered) as path:
             submit = Submit(
                 self._worker.sequence(so_far),
                 str(path),
                 ticket.num_tokens,
-                part_ends=prefilled.part_ends,
+                piece_ends=prefilled.piece_ends,
             )
             on_step = partial(_pass_on, stream, answered)
             async with self._worker.engine.request(submit, on_step) as run:
@@ -114,40 +120,78 @@ class DecodeRole:
         Raises Failure; the `Resume` that follows will find out, and collect it itself.
         """
         peer = self._giver(ticket)
-        with self._worker.kv_files.new(ticket.num_bytes) as path:
-            fetched = self._fetches[_name(ticket)] = _Fetched(path)
+        with ExitStack() as kept:
+            files = self._worker.kv_files
+            paths = [kept.enter_context(files.new(ticket.part_bytes)) for _ in ticket.parts]
+            fetched = self._fetches[_name(ticket)] = _Fetched(paths)
             try:
-                fetched.way = await self._transport.collect(ticket, peer, path)
+                fetched.way = await self._transport.collect(ticket, peer, *paths)
                 fetched.done.set()
                 await anyio.sleep_forever()
             finally:
                 fetched.done.set()
                 del self._fetches[_name(ticket)]
 
-    async def _fetched(self, ticket: KVTicket, answered: Answered) -> Path | None:
-        """Where KV lies that was collected ahead; None if it was not."""
+    @asynccontextmanager
+    async def _kv(
+        self, prefilled: Prefilled, peer: Peer, layout: KVLayout, answered: Answered
+    ) -> AsyncGenerator[Path, None]:
+        """The ticket's KV in a file, cut as this engine has it. Raises Failure."""
+        files, began = self._worker.kv_files, anyio.current_time()
+        ticket = prefilled.ticket
+        assert ticket is not None
+        num_bytes = layout.exported_bytes(ticket.num_tokens)
+        with ExitStack() as collected, files.new(num_bytes) as path:
+            into = [path]
+            as_it_is = reshard.as_it_is(ticket.layout, layout, ticket.parts)
+            if fetched := await self._fetched(ticket):
+                answered.kv_way, into = fetched
+            else:
+                if not as_it_is:
+                    parts = [files.new(ticket.part_bytes) for _ in ticket.parts]
+                    into = [collected.enter_context(part) for part in parts]
+                answered.kv_way = await self._transport.collect(ticket, peer, *into)
+            if not as_it_is:
+                await self._reshard(prefilled, ticket, into, layout, path)
+                collected.close()
+            answered.kv_s = anyio.current_time() - began
+            answered.kv_bytes = ticket.num_bytes
+            yield into[0] if as_it_is else path
+
+    async def _fetched(self, ticket: KVTicket) -> tuple[str, list[Path]] | None:
+        """KV that was collected ahead, and the way it went; None if it was not."""
         fetched = self._fetches.get(_name(ticket))
         if fetched is None:
             return None
-        began = anyio.current_time()
         await fetched.done.wait()
-        if fetched.way is None:
-            return None
-        answered.kv_way, answered.kv_bytes = fetched.way, ticket.num_bytes
-        answered.kv_s = anyio.current_time() - began  # that was waited for it
-        return fetched.path
+        return None if fetched.way is None else (fetched.way, fetched.paths)
 
-    async def _collect(self, ticket: KVTicket, peer: Peer, into: Path, answered: Answered) -> None:
-        began = anyio.current_time()
-        answered.kv_way = await self._transport.collect(ticket, peer, into)
-        answered.kv_s = anyio.current_time() - began
-        answered.kv_bytes = ticket.num_bytes
+    async def _reshard(
+        self,
+        prefilled: Prefilled,
+        ticket: KVTicket,
+        parts: list[Path],
+        layout: KVLayout,
+        into: Path,
+    ) -> None:
+        """Make of what other ranks have had what ours has."""
+        ends = prefilled.piece_ends or (ticket.num_tokens,)
+        strips = reshard.plan_pieces(ticket.layout, layout, ends, ticket.parts)
+        sources = dict(zip(ticket.parts, parts, strict=True))
+        num_bytes = layout.exported_bytes(ticket.num_tokens)
+        try:
+            await anyio.to_thread.run_sync(
+                reshard_files, strips, sources, into, num_bytes, limiter=self._resharding
+            )
+        except (OSError, ValueError) as exc:
+            detail = f"KV of {ticket.request_id} cannot be cut anew: {exc}"
+            raise Failure(Code.LOST, detail) from exc
 
-    def _fitting(self, ticket: KVTicket, so_far: wire.Generate) -> Peer:
+    def _fitting(self, ticket: KVTicket, so_far: wire.Generate, layout: KVLayout) -> Peer:
         """Who has the KV, which must be of this request, and of use here. Raises Failure."""
         try:
             peer = self._giver(ticket)
-            _check_kv(ticket, so_far, self._worker.engine.must_be_up().layout)
+            _check_kv(ticket, so_far, layout)
         except Failure as failure:
             self._worker.metrics.refused("collector", failure.code)
             raise
@@ -169,27 +213,24 @@ def _name(ticket: KVTicket) -> tuple[str, str, str]:
 
 
 def _check_kv(ticket: KVTicket, so_far: wire.Generate, layout: KVLayout) -> None:
-    """Failure(INCOMPATIBLE) unless the ticket's KV is of this request, and of our own shape."""
-    if ticket.layout.digest != layout.digest:
-        detail = f"KV of {shape(ticket.layout)} is no use here, where it is {shape(layout)}"
-        raise Failure(Code.INCOMPATIBLE, detail)
+    """Failure(INCOMPATIBLE) unless the ticket's KV is of this request, and of use to this layout.
+
+    That of other ranks is, if it is all there; that of blocks of another size always.
+    """
+    if found := difference(ticket.layout, layout):
+        raise Failure(Code.INCOMPATIBLE, f"KV that does not fit: {found}")
+    try:
+        reshard.plan(ticket.layout, layout, ticket.num_tokens, ticket.parts)
+    except ValueError as exc:
+        raise Failure(Code.INCOMPATIBLE, f"KV that is not whole: {exc}") from exc
     num_known = len(so_far.token_ids) + len(so_far.generated_ids)
     if ticket.num_tokens != num_known - 1:
         detail = f"KV of {ticket.num_tokens} tokens for {num_known} ids, not of {num_known - 1}"
         raise Failure(Code.INCOMPATIBLE, detail)
-    if ticket.num_bytes != (num_bytes := layout.exported_bytes(ticket.num_tokens)):
+    num_bytes = len(ticket.parts) * ticket.layout.exported_bytes(ticket.num_tokens)
+    if ticket.num_bytes != num_bytes:
         detail = f"KV of {ticket.num_bytes} bytes for {ticket.num_tokens} tokens, not {num_bytes}"
         raise Failure(Code.INCOMPATIBLE, detail)
-
-
-def shape(layout: KVLayout) -> str:
-    """A layout in words."""
-    groups = ", ".join(
-        f"{len(group.layers)} {group.kind} layers of {group.num_heads} x {group.head_dim}"
-        for group in layout.groups
-    )
-    rank = f"rank {layout.tp_rank} of {layout.tp_size}"
-    return f"{groups}, {layout.dtype}, {rank}, model {layout.model_digest[:12]}"
 
 
 def _pass_on(stream: Stream[WorkerRequest, WorkerEvent], answered: Answered, step: Step) -> None:

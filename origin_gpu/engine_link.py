@@ -97,7 +97,10 @@ class Run:
 class EngineLink:
     """One engine after another, should one end; at most one at a time."""
 
-    def __init__(self, command: Sequence[str], *, stuck_s: float = STUCK_S) -> None:
+    def __init__(
+        self, command: Sequence[str], *, tokenizer_digest: str = "", stuck_s: float = STUCK_S
+    ) -> None:
+        """`tokenizer_digest`: of what makes the ids that it is going to be given."""
         self.hello: Hello | None = None  # None: not up
         self.gauges = Gauges(step=0)
         self.epoch = ""  # of its life
@@ -106,6 +109,7 @@ class EngineLink:
         self.num_starts = 0
         self.listeners: set[Wake] = set()  # set at once for what `_told` says
         self._command = tuple(command)
+        self._tokenizer_digest = tokenizer_digest
         self._stuck_s = stuck_s
         self._heard_at = 0.0
         self._ever_up = False
@@ -253,8 +257,9 @@ class EngineLink:
                     run.finish(step)
 
     def _greet(self, hello: Hello) -> None:
-        self.hello, self._ever_up = hello, True
-        self.layout_digest = hello.layout.digest
+        layout = msgspec.structs.replace(hello.layout, tokenizer_digest=self._tokenizer_digest)
+        self.hello, self._ever_up = msgspec.structs.replace(hello, layout=layout), True
+        self.layout_digest = layout.digest
         log(
             logger,
             "engine up",

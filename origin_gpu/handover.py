@@ -17,10 +17,22 @@ class KVTicket(Struct, frozen=True, kw_only=True):
     request_id: str
     epoch: str  # life of the worker that computed it
     num_tokens: int
-    num_bytes: int
-    layout: KVLayout
+    num_bytes: int  # of all parts
+    layout: KVLayout  # of any rank of its engine
     lease_s: float  # after which a hold ends by itself: from its beginning, or a collector's sign
     num_ready: int | None = None  # tokens that were there when it was given; None: all
+    parts: tuple[int, ...] = (0,)  # ranks whose exports it is, each as long as the others
+
+    def __post_init__(self) -> None:
+        if not self.parts or len(set(self.parts)) < len(self.parts):
+            raise ValueError(f"parts {self.parts} of KV")
+        if not 0 <= min(self.parts) <= max(self.parts) < self.layout.tp_size:
+            raise ValueError(f"parts {self.parts} of KV of {self.layout.tp_size} ranks")
+
+    @property
+    def part_bytes(self) -> int:
+        """Of one part."""
+        return self.num_bytes // len(self.parts)
 
 
 class Prefill(Struct, frozen=True, tag="prefill"):
@@ -42,7 +54,7 @@ class Prefilled(Struct, frozen=True, kw_only=True, tag="prefilled"):
     cached_tokens: int = 0
     finish: wire.Finish | None = None  # ended at its first token: there is no ticket
     ticket: KVTicket | None = None
-    part_ends: tuple[int, ...] = ()  # tokens, of the parts that the KV was written in
+    piece_ends: tuple[int, ...] = ()  # tokens, of the parts that the KV was written in
 
 
 class Collected(Struct, frozen=True, tag="collected"):

@@ -7,6 +7,7 @@ without RDMA it works over TCP and shared memory (`UCX_TLS`), as the tests have 
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import secrets
@@ -18,13 +19,19 @@ from typing import Any
 
 import anyio
 import msgspec
-import numpy as np
 from msgspec import Struct
 
 from origin_gpu.kv_ways import Refused
 
 POLL_S = 0.0005  # between looks at a transfer under way
 UNDONE_S = 10.0  # that a transfer nobody wants any more may take to end
+_MAP_FIXED = 0x10  # Linux
+_ZEROS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+_libc = ctypes.CDLL(None, use_errno=True)
+_mmap, _munmap = _libc.mmap, _libc.munmap
+_mmap.restype = ctypes.c_void_p
+_mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
 class NotInstalled(Exception):
@@ -43,6 +50,7 @@ class Nixl:
     """One agent a process. Raises `NotInstalled`."""
 
     kind = "nixl"
+    lasting = False  # what lies there after the loan is read as if it were KV
 
     def __init__(self) -> None:
         api = _api()
@@ -61,7 +69,10 @@ class Nixl:
 
     @asynccontextmanager
     async def lend(self, path: Path, num_bytes: int, about: bytes) -> AsyncGenerator[bytes, None]:
-        with _mapped(path, num_bytes) as address, self._registered(address, num_bytes) as memory:
+        with (
+            _mapped(path, num_bytes, outlasting=True) as address,
+            self._registered(address, num_bytes) as memory,
+        ):
             try:
                 agent = self._agent.get_partial_agent_metadata(memory, inc_conn_info=True)
             except Exception as exc:
@@ -157,16 +168,34 @@ def _removing(path: Path) -> Generator[None, None, None]:
 
 
 @contextmanager
-def _mapped(path: Path, num_bytes: int) -> Generator[int, None, None]:
-    """The address of a file in memory."""
+def _mapped(path: Path, num_bytes: int, *, outlasting: bool = False) -> Generator[int, None, None]:
+    """The address of a file in memory. Outlasting, zeros are there ever after if the block fails.
+
+    For a collector that was given up may read on, and UCX over TCP reads for it in this process:
+    it was a segmentation fault (2026-11-27). The zeros take addresses, and no memory.
+    """
     with path.open("r+b") as file:
-        content = mmap.mmap(file.fileno(), num_bytes)
-    view = np.frombuffer(content, np.uint8)
+        access = mmap.PROT_READ | mmap.PROT_WRITE
+        address = _map(num_bytes, access, mmap.MAP_SHARED, handle=file.fileno())
     try:
-        yield int(view.ctypes.data)
-    finally:
-        del view
-        content.close()
+        yield address
+    except BaseException:
+        if outlasting:
+            _map(num_bytes, mmap.PROT_READ, _ZEROS | _MAP_FIXED, address=address)
+        else:
+            _munmap(address, num_bytes)
+        raise
+    _munmap(address, num_bytes)
+
+
+def _map(
+    num_bytes: int, access: int, flags: int, *, address: int | None = None, handle: int = -1
+) -> int:
+    """As mmap(2): that of Python never lets go of an address without a hole. Raises OSError."""
+    found: int = _mmap(address, num_bytes, access, flags, handle, 0)
+    if found == ctypes.c_void_p(-1).value:
+        raise OSError(number := ctypes.get_errno(), os.strerror(number))
+    return found
 
 
 def _make(path: Path, num_bytes: int) -> None:

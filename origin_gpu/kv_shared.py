@@ -25,6 +25,7 @@ class SharedFiles:
     """The way between processes that see the same folders. `places` are those with KV folders."""
 
     kind = "shared"
+    lasting = True  # a link keeps the file
 
     def __init__(self, places: Sequence[Path] | None = None) -> None:
         self._places = roots() if places is None else list(places)

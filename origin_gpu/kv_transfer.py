@@ -4,17 +4,22 @@ One TCP connection a transfer; frames are 4 bytes of little-endian length and Me
 
     collector                                         door
     Wanted(secret, request, epoch, layout, ways)  ->
-                                                  <-  Granted(num_bytes, way, said) | Denied
+                                                  <-  Granted(num_bytes, way, ...) | Denied
     BUSY, each second, while it takes it          ->
-    DONE, once all of it is there                 ->
-    or INSTEAD: this way does not work            ->
+    DONE(number), once all of it is there         ->
+                                                  <-  KEPT, where the way needs it
+    or INSTEAD(number): this way does not work    ->
                                                   <-  num_bytes of KV
-    DONE                                          ->
+    DONE(number)                                  ->
 
 Where the way is the connection itself, its bytes follow Granted at once. The KV stays on offer
-until its arrival has been acknowledged: a transfer that breaks off can be tried again. Both ends
-name the life of the engine that computed the KV and the digest of its layout, so KV is never taken
-for something that it is not. Knows no engine.
+until its arrival has been acknowledged: a transfer that breaks off can be tried again. KV of some
+ranks comes in as many parts, each named by its rank, in any order: after DONE follows the next
+Granted. It has been collected once all were acknowledged on one connection, each by the number that
+its Granted had: an acknowledgement out of turn frees nothing. KEPT says that nothing was let go of
+while it was being taken, as the door may have given the collector up. Both ends name the life
+of the engine that computed the KV and the digest of its layout, so KV is never taken for something
+that it is not. Knows no engine.
 """
 
 from __future__ import annotations
@@ -22,8 +27,9 @@ from __future__ import annotations
 import hmac
 import logging
 import os
+import secrets
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, Self
@@ -34,6 +40,7 @@ import msgspec
 from msgspec import Struct
 
 from origin_gpu.handover import KVTicket, Peer
+from origin_gpu.kv_offer import Offer
 from origin_gpu.kv_socket import STALL_S, Connection, dial
 from origin_gpu.kv_warm import WarmFiles
 from origin_gpu.kv_ways import TCP, Refused, Said, Way, by_kind
@@ -43,7 +50,8 @@ from routing.serving import listening_socket
 
 logger = logging.getLogger(__name__)
 
-_DONE, _INSTEAD, _BUSY = b"\x06", b"\x15", b"\x16"
+_DONE, _INSTEAD, _BUSY, _KEPT = b"\x06", b"\x15", b"\x16", b"\x07"
+_NUMBER_BYTES = 4  # after DONE and INSTEAD
 BUSY_EVERY_S = 1.0
 _ACCEPT_AGAIN_S = 0.1  # when out of file descriptors
 
@@ -62,86 +70,13 @@ class Granted(Struct, frozen=True, tag="granted"):
     num_bytes: int
     way: str = TCP
     said: bytes = b""  # to the collector's end of the way
+    part: int = 0  # the rank whose KV it is
+    number: int = 0  # what its acknowledgement says again
 
 
 class Denied(Struct, frozen=True, tag="denied"):
     reason: Literal["secret", "unknown", "epoch", "layout"]
     detail: str
-
-
-class Offer:
-    """KV of one request, from its ticket to the end of its hold."""
-
-    def __init__(self, ticket: KVTicket, path: Path) -> None:
-        self.ticket = ticket
-        self.path = path
-        self.held = False  # computed, and nothing left to do but to be collected
-        self.part_ends: list[int] = []  # tokens, of the parts that are in the file
-        self.collected = anyio.Event()
-        self.withdrawn = False
-        self._num_bytes = 0  # that are in the file
-        self._whole = False
-        self._news = anyio.Event()
-        self._lease: anyio.CancelScope | None = None
-
-    def wrote(self, num_bytes: int, num_tokens: int) -> None:
-        """So much is in the file."""
-        self.part_ends.append(num_tokens)
-        self._num_bytes = num_bytes
-        if num_tokens == self.ticket.num_tokens:
-            self._whole = True
-        self._tell()
-
-    def exported(self) -> None:
-        """All of it is in the file."""
-        self.wrote(self.path.stat().st_size, self.ticket.num_tokens)
-
-    @contextmanager
-    def leased(self) -> Iterator[None]:
-        """A block that is left when the lease ends: that long after a collector last gave a sign
-        of life, or after the beginning."""
-        with anyio.move_on_after(self.ticket.lease_s) as self._lease:
-            yield
-
-    def renew(self) -> None:
-        """A collector is at it."""
-        if self._lease is not None:
-            self._lease.deadline = anyio.current_time() + self.ticket.lease_s
-
-    def withdraw(self) -> None:
-        """Nobody can collect any more; transfers that have begun go on."""
-        self.withdrawn = True
-        self._tell()
-
-    async def wait_whole(self) -> int:
-        """Bytes of the file, once all are there. OSError if they never will be."""
-        while not self._whole:
-            await self._wait()
-        self._check()
-        return self._num_bytes
-
-    async def wait_begun(self) -> int:
-        """Bytes that the file will have, once the first are there. OSError if they never will."""
-        await self.wait_beyond(0)
-        return self._num_bytes if self._whole else self.ticket.num_bytes
-
-    async def wait_beyond(self, num_bytes: int) -> int:
-        """Bytes that are there, once they are more than so many. OSError if they never will be."""
-        while self._num_bytes <= num_bytes:
-            await self._wait()
-        return self._num_bytes
-
-    async def _wait(self) -> None:
-        self._check()
-        await self._news.wait()
-
-    def _check(self) -> None:
-        if self.withdrawn:
-            raise ConnectionError(f"KV of {self.ticket.request_id} is not held here any more")
-
-    def _tell(self) -> None:
-        self._news.set()
-        self._news = anyio.Event()
 
 
 class KVDoor:
@@ -183,9 +118,9 @@ class KVDoor:
         return sum(offer.held for offer in self._offers.values())
 
     @contextmanager
-    def offer(self, ticket: KVTicket, path: Path) -> Iterator[Offer]:
-        """Offer what is going to lie at `path`, for the length of the block."""
-        offer = self._offers[ticket.request_id] = Offer(ticket, path)
+    def offer(self, ticket: KVTicket, *paths: Path) -> Iterator[Offer]:
+        """Offer what is going to lie at `paths`, one a part, for the length of the block."""
+        offer = self._offers[ticket.request_id] = Offer(ticket, paths)
         try:
             yield offer
         finally:
@@ -216,7 +151,7 @@ class KVDoor:
                 connection = Connection(sock, stall_s=self._stall_s)
                 wanted: Wanted = await connection.receive_message(Wanted)
                 request_id = wanted.request_id
-                found = self._find(wanted)
+                found = await self._find(wanted)
                 if isinstance(found, Denied):
                     self._denied(found.reason)
                     log(logger, "KV denied", request_id=request_id, reason=found.detail)
@@ -226,8 +161,8 @@ class KVDoor:
             except (OSError, msgspec.DecodeError) as exc:
                 log(logger, "KV not handed over", request_id=request_id, reason=str(exc))
 
-    def _find(self, wanted: Wanted) -> Offer | Denied:
-        """What is wanted, whether all of it is there yet or not."""
+    async def _find(self, wanted: Wanted) -> Offer | Denied:
+        """What is wanted, once it can be given."""
         if not hmac.compare_digest(wanted.secret.encode(), self._secret.encode()):
             return Denied("secret", "the fleet's secret is needed here")
         offer = self._offers.get(wanted.request_id)
@@ -240,34 +175,52 @@ class KVDoor:
         if wanted.layout_digest != (digest := ticket.layout.digest):
             detail = f"KV of layout {digest[:12]} is wanted as {wanted.layout_digest[:12]}"
             return Denied("layout", detail)
+        try:
+            await (offer.wait_whole() if self._fits(wanted.ways) else offer.wait_begun())
+        except ConnectionError as exc:
+            return Denied("unknown", str(exc))
         return offer
 
-    async def _hand_over(self, connection: Connection, offer: Offer, asked: Sequence[Said]) -> None:
-        """The first way that works, then the connection: over it, also what is still computed."""
+    def _fits(self, ways: Sequence[Said]) -> bool:
+        """Whether any of these may be gone; if not, it goes over the connection, and what is there
+        can go while the rest is computed."""
+        found = ((by_kind(self._ways, said.kind), said.about) for said in ways)
+        return any(way is not None and way.fits(about) for way, about in found)
+
+    async def _hand_over(self, connection: Connection, offer: Offer, ways: Sequence[Said]) -> None:
+        """All parts, one after the other."""
         offer.renew()
-        found = [(by_kind(self._ways, said.kind), said) for said in asked]
-        ways = [(way, said) for way, said in found if way and way.fits(said.about)]
-        try:
-            num_bytes = await (offer.wait_whole() if ways else offer.wait_begun())
-        except ConnectionError as exc:
-            await connection.send_message(Denied("unknown", str(exc)))
-            return
-        for way, said in ways:
+        for part, path in offer.files:
+            if not await self._give(connection, offer, part, path, ways):
+                return
+        offer.collected.set()
+
+    async def _give(
+        self, connection: Connection, offer: Offer, part: int, path: Path, ways: Sequence[Said]
+    ) -> bool:
+        """One part, by the first way that works, then over the connection; whether it arrived."""
+        num_bytes = os.stat(path).st_size if offer.whole else offer.ticket.part_bytes
+        number = secrets.randbits(8 * _NUMBER_BYTES)
+        for said in ways if offer.whole else ():
+            way = by_kind(self._ways, said.kind)
+            if way is None:
+                continue
             try:
-                async with way.lend(offer.path, num_bytes, said.about) as told:
-                    await connection.send_message(Granted(num_bytes, way.kind, told))
-                    if await _wait_taken(connection, offer):
-                        offer.collected.set()
-                        return
+                async with way.lend(path, num_bytes, said.about) as told:
+                    granted = Granted(num_bytes, way.kind, told, part, number)
+                    await connection.send_message(granted)
+                    if await _wait_taken(connection, offer, number):
+                        if not way.lasting:
+                            await connection.send(_KEPT)
+                        return True
             except Refused as exc:
                 log(logger, "KV way refused", request_id=offer.ticket.request_id, reason=str(exc))
                 continue
             break  # the collector wants it over the connection
         else:
-            await connection.send_message(Granted(num_bytes))
-        await _send(connection, offer, num_bytes)
-        if await connection.receive_exactly(1) == _DONE:
-            offer.collected.set()
+            await connection.send_message(Granted(num_bytes, part=part, number=number))
+        await _send(connection, offer, path, num_bytes)
+        return await _wait_taken(connection, offer, number)
 
 
 class DoorTransport:
@@ -286,25 +239,31 @@ class DoorTransport:
         self._warm = WarmFiles() if warm is None else warm
         self._stall_s = stall_s
 
-    async def collect(self, ticket: KVTicket, peer: Peer, into: Path) -> str:
-        """Get the KV of `ticket` as a new file at `into`; the way it went. Failure: LOST or
+    async def collect(self, ticket: KVTicket, peer: Peer, *into: Path) -> str:
+        """Get the parts of `ticket` as new files at `into`; the way the last went. Failure: LOST or
         INCOMPATIBLE.
 
         Its address is that of `peer`, which the caller has from its own table. What a failure
-        leaves of the file is the caller's to remove.
+        leaves of the files is the caller's to remove.
         """
+        missing = dict(zip(ticket.parts, into, strict=True))
         try:
             with await dial(*door_address(peer)) as sock:
                 stall_s = self._stall_s
-                if ticket.num_ready is not None:  # the next part may take a while
+                if ticket.num_ready is not None:  # the next piece may take a while
                     stall_s = max(stall_s, ticket.lease_s)
                 connection = Connection(sock, stall_s=stall_s)
-                return await self._collect(connection, ticket, into)
+                await self._ask(connection, ticket)
+                way = TCP
+                while missing:
+                    granted = await _granted(connection, ticket, missing)
+                    way = await self._take(connection, granted, missing.pop(granted.part))
+                return way
         except (OSError, msgspec.DecodeError) as exc:
             detail = f"KV of {ticket.request_id} cannot be had from {peer.name}: {exc}"
             raise Failure(Code.LOST, detail) from exc
 
-    async def _collect(self, connection: Connection, ticket: KVTicket, into: Path) -> str:
+    async def _ask(self, connection: Connection, ticket: KVTicket) -> None:
         await connection.send_message(
             Wanted(
                 secret=self._secret,
@@ -314,26 +273,18 @@ class DoorTransport:
                 ways=tuple(Said(way.kind, way.about()) for way in self._ways),
             )
         )
-        # The other engine may be in a long step before it can export; past the lease it never will.
-        answer: Granted | Denied = await connection.receive_message(
-            Granted | Denied, within_s=ticket.lease_s
-        )
-        if isinstance(answer, Denied):
-            # A wrong secret too is between the two workers, and not the client's to be told of.
-            code = Code.INCOMPATIBLE if answer.reason == "layout" else Code.LOST
-            raise Failure(code, answer.detail)
-        if answer.num_bytes != ticket.num_bytes:
-            detail = f"KV of {answer.num_bytes} bytes, where the ticket says {ticket.num_bytes}"
-            raise Failure(Code.INCOMPATIBLE, detail)
-        way = by_kind(self._ways, answer.way)
-        if way is not None and await _taken(connection, way, answer, into):
+
+    async def _take(self, connection: Connection, granted: Granted, into: Path) -> str:
+        """One part, its arrival acknowledged; the way it went."""
+        way = by_kind(self._ways, granted.way)
+        if way is not None and await _taken(connection, way, granted, into):
             return way.kind
-        with self._warm.new(into, answer.num_bytes) as room:
+        with self._warm.new(into, granted.num_bytes) as room:
             if room is None:
-                await connection.receive_file(into, answer.num_bytes)
+                await connection.receive_file(into, granted.num_bytes)
             else:
                 await connection.receive_whole(room)
-        await connection.send(_DONE)
+        await connection.send(_DONE + _bytes(granted.number))
         return TCP
 
 
@@ -349,6 +300,25 @@ def door_address(peer: Peer) -> tuple[str, int]:
     if host is None or port is None:
         raise OSError(f"{peer.kv_address!r} is not the address of a KV door")
     return host, port
+
+
+async def _granted(connection: Connection, ticket: KVTicket, missing: Collection[int]) -> Granted:
+    """What the door gives next, which must be one of the parts that are missing."""
+    # The other engine may be in a long step before it can export; past the lease it never will.
+    answer: Granted | Denied = await connection.receive_message(
+        Granted | Denied, within_s=ticket.lease_s
+    )
+    if isinstance(answer, Denied):
+        # A wrong secret too is between the two workers, and not the client's to be told of.
+        code = Code.INCOMPATIBLE if answer.reason == "layout" else Code.LOST
+        raise Failure(code, answer.detail)
+    if answer.part not in missing:
+        detail = f"KV of rank {answer.part} came, where that of {sorted(missing)} is missing"
+        raise Failure(Code.LOST, detail)
+    if answer.num_bytes != ticket.part_bytes:
+        detail = f"KV of {answer.num_bytes} bytes, where the ticket says {ticket.part_bytes}"
+        raise Failure(Code.INCOMPATIBLE, detail)
+    return answer
 
 
 async def _taken(connection: Connection, way: Way, granted: Granted, into: Path) -> bool:
@@ -367,8 +337,20 @@ async def _taken(connection: Connection, way: Way, granted: Granted, into: Path)
         raise failed
     if failed is not None:
         logger.warning("KV way failed", extra={"fields": {"way": way.kind, "reason": str(failed)}})
-    await connection.send(_INSTEAD if failed else _DONE)
+    await connection.send((_INSTEAD if failed else _DONE) + _bytes(granted.number))
+    if failed is None and not way.lasting:
+        await _wait_kept(connection)
     return failed is None
+
+
+async def _wait_kept(connection: Connection) -> None:
+    """Until the door says that it had not let go; where it has, it closed the connection."""
+    if (said := await connection.receive_exactly(1)) != _KEPT:
+        raise ConnectionError(f"the door said {said!r}")
+
+
+def _bytes(number: int) -> bytes:
+    return number.to_bytes(_NUMBER_BYTES, "little")
 
 
 async def _say_busy(connection: Connection) -> None:
@@ -379,25 +361,25 @@ async def _say_busy(connection: Connection) -> None:
             await connection.send(_BUSY)
 
 
-async def _wait_taken(connection: Connection, offer: Offer) -> bool:
-    """Whether the collector has it; if not, it wants the bytes."""
+async def _wait_taken(connection: Connection, offer: Offer, number: int) -> bool:
+    """Whether the collector has what was granted as `number`; if not, it wants the bytes."""
     while (said := await connection.receive_exactly(1)) == _BUSY:
         offer.renew()
     offer.renew()
     if said not in {_DONE, _INSTEAD}:
         raise ConnectionError(f"the collector said {said!r}")
+    if await connection.receive_exactly(_NUMBER_BYTES) != _bytes(number):
+        raise ConnectionError("the collector acknowledged what it was not granted")
     return said == _DONE
 
 
-async def _send(connection: Connection, offer: Offer, num_bytes: int) -> None:
-    ready = await offer.wait_beyond(0)
-    handle = os.open(offer.path, os.O_RDONLY)
+async def _send(connection: Connection, offer: Offer, path: Path, num_bytes: int) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    sent = 0
     try:
-        sent = 0
         while sent < num_bytes:
+            ready = num_bytes if offer.whole else await offer.wait_beyond(sent)
             await connection.send_file(handle, sent, ready, offer.renew)
             sent = ready
-            if sent < num_bytes:
-                ready = await offer.wait_beyond(sent)
     finally:
         os.close(handle)

@@ -98,8 +98,7 @@ class _Warm:
         os.ftruncate(handle, num_bytes)
         self.num_bytes = num_bytes
         if self._mapping is None or len(self._mapping) < num_bytes:
-            if self._mapping is not None:
-                self._mapping.close()
+            # The old one goes with its last view: an error that somebody still has may have one.
             self._mapping = mmap.mmap(handle, num_bytes)
         view = memoryview(self._mapping)[:num_bytes]
         try:
@@ -108,7 +107,6 @@ class _Warm:
             view.release()
 
     def close(self) -> None:
-        if self._mapping is not None:
-            self._mapping.close()
+        self._mapping = None
         self._file.close()
         self.path.unlink(missing_ok=True)

@@ -36,6 +36,10 @@ class Way(Protocol):
     def kind(self) -> str:
         """Its name, as settings and messages have it."""
 
+    @property
+    def lasting(self) -> bool:
+        """Whether what was taken is whole even if the other end let go of it meanwhile."""
+
     def about(self) -> bytes:
         """What this end says of itself when it collects."""
 

@@ -22,7 +22,7 @@ from origin_gpu.handover import (
     WorkerEvent,
     WorkerRequest,
 )
-from origin_gpu.kv_transfer import Offer
+from origin_gpu.kv_offer import Offer
 from origin_gpu.worker import Answered, Worker, to_tokens, to_usage
 from routing import wire
 from routing.errors import Code, Failure
@@ -69,14 +69,14 @@ class PrefillRole:
         offer.held = True
         ticket = offer.ticket
         assert step.num_computed == ticket.num_tokens
-        # The last part is written after this step; that it is may have been heard by now.
-        part_ends = tuple(dict.fromkeys((*offer.part_ends, ticket.num_tokens)))
+        # The last piece is written after this step; that it is may have been heard by now.
+        piece_ends = tuple(dict.fromkeys((*offer.piece_ends, ticket.num_tokens)))
         stream.send(
             Prefilled(
                 first=to_tokens(step),
                 cached_tokens=step.cached_tokens,
                 ticket=ticket,
-                part_ends=part_ends if len(part_ends) > 1 else (),
+                piece_ends=piece_ends if len(piece_ends) > 1 else (),
             )
         )
         with offer.leased():
@@ -100,12 +100,13 @@ class PrefillRole:
             num_bytes=layout.exported_bytes(num_tokens),
             layout=layout,
             lease_s=worker.settings.lease_s,
+            parts=(layout.tp_rank,),  # an engine of several ranks would export as many files
         )
 
 
 def _wrote(offer: Offer, stream: _Stream, exported: Exported) -> None:
     """More of the KV is in its file: the first time, whoever is to collect it may begin."""
-    if not offer.part_ends and exported.num_tokens < offer.ticket.num_tokens:
+    if not offer.piece_ends and exported.num_tokens < offer.ticket.num_tokens:
         ticket = msgspec.structs.replace(offer.ticket, num_ready=exported.num_tokens)
         stream.send(Computing(ticket))
     offer.wrote(exported.num_bytes, exported.num_tokens)

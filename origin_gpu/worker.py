@@ -72,7 +72,9 @@ class Worker:
         self.kv_files = kv_files
         self.assets = assets
         self.assets_digest = assets.digest
-        self.engine = EngineLink(engine_command(settings), stuck_s=settings.stuck_s)
+        self.engine = EngineLink(
+            engine_command(settings), tokenizer_digest=assets.digest, stuck_s=settings.stuck_s
+        )
         self.peers: Mapping[str, Peer] = {}  # the region's workers by name, as the front says
         self.in_flight = 0
         self.metrics = metrics

@@ -8,7 +8,7 @@ from time import perf_counter
 
 from infire.kernels.cpu.build import CannotBuild, library_path
 from infire.kernels.cpu.library import MAX_HEAD_DIM, Library
-from infire.kv_layout import KVLayout
+from infire.kv_layout import KVLayout, WeightCodec
 from infire.kv_pools import kv_groups, longest, num_blocks
 from infire.loaded import Loaded
 from infire.model.config import read_config
@@ -44,7 +44,12 @@ def load_native(  # noqa: PLR0913  one parameter a setting
     if config.head_dim > MAX_HEAD_DIM or config.head_dim % 2:
         raise CannotBuild(f"kernels compute heads of up to {MAX_HEAD_DIM}, not {config.head_dim}")
     digest = model_digest(folder)
-    layout = KVLayout(groups=kv_groups(config, block_tokens), dtype="bfloat16", model_digest=digest)
+    layout = KVLayout(
+        groups=kv_groups(config, block_tokens),
+        dtype="bfloat16",
+        model_digest=digest,
+        codec=WeightCodec(weights),  # both forms are exact
+    )
     counts = tuple(
         num_blocks(group, kv_tokens, max_running, max_step_tokens) for group in layout.groups
     )

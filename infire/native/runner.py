@@ -106,10 +106,10 @@ class NativeRunner:
         return self._cache.export(block_ids, num_tokens, path, start)
 
     def adopt(
-        self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, part_ends: Seq[int] = ()
+        self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, piece_ends: Seq[int] = ()
     ) -> None:
         """As `infire.plan.Runner`."""
-        self._cache.adopt(block_ids, num_tokens, path, part_ends)
+        self._cache.adopt(block_ids, num_tokens, path, piece_ends)
 
     def warm_up(self) -> None:
         """Make a step, so that the first request waits for no page of the weights.

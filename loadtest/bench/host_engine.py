@@ -51,7 +51,7 @@ class SleepingRunner:
         raise OSError("there is no KV here")
 
     def adopt(
-        self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, part_ends: Seq[int] = ()
+        self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, piece_ends: Seq[int] = ()
     ) -> None:
         raise OSError("there is no KV here")
 

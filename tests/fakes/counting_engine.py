@@ -38,12 +38,19 @@ def counting_engine(
     max_step_tokens: int = 512,
     max_running: int = 64,
     step_s: float = 0.0,
+    num_heads: int = 1,
+    rank: tuple[int, int] = (0, 1),
 ) -> tuple[Hello, Engine]:
-    """A counting engine, and what it says of itself; also for tests in one process."""
+    """A counting engine, and what it says of itself; also for tests in one process.
+
+    Its KV is that of one rank of several, with its share of the model's `num_heads`.
+    """
     began = time.monotonic()
     digest = _read(model_dir, "edgefire.json").get("model_digest", "counting")
     window = _read(model_dir, "config.json").get("max_position_embeddings", NO_WINDOW)
-    layout = counting_layout(block_tokens=block_tokens, model_digest=digest)
+    layout = counting_layout(
+        block_tokens=block_tokens, model_digest=digest, num_heads=num_heads
+    ).cut(tp_rank=rank[0], tp_size=rank[1])
     num_blocks = kv_tokens // block_tokens
     limits = Limits(
         max_step_tokens=max_step_tokens,
@@ -88,6 +95,9 @@ def main() -> None:
     flags.add_argument("--max-step-tokens", type=int, default=512)
     flags.add_argument("--max-running", type=int, default=64)
     flags.add_argument("--step-s", type=float, default=0.0, help="how long a step takes")
+    flags.add_argument("--heads", type=int, default=1, help="KV heads of the model")
+    flags.add_argument("--tp-rank", type=int, default=0)
+    flags.add_argument("--tp-size", type=int, default=1)
     given = flags.parse_args()
 
     def load() -> tuple[Hello, Engine]:
@@ -99,6 +109,8 @@ def main() -> None:
             max_step_tokens=given.max_step_tokens,
             max_running=given.max_running,
             step_s=given.step_s,
+            num_heads=given.heads,
+            rank=(given.tp_rank, given.tp_size),
         )
 
     serve_process(given.fd, load)

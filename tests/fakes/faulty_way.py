@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
+
+import anyio
+import anyio.lowlevel
 
 from origin_gpu.kv_ways import Way
 
@@ -25,6 +29,10 @@ class Faulty:
     def kind(self) -> str:
         return self.way.kind
 
+    @property
+    def lasting(self) -> bool:
+        return self.way.lasting
+
     def about(self) -> bytes:
         return self.way.about()
 
@@ -41,3 +49,44 @@ class Faulty:
             await self.way.take(said, num_bytes, into)
 
         await self.act(take, into)
+
+
+class Turns:
+    """All wait until each has come; then they go on in another order."""
+
+    def __init__(self, order: Sequence[int]) -> None:
+        self._order = tuple(order)
+        self._came: set[int] = set()
+        self._all = anyio.Event()
+        self._gone = {who: anyio.Event() for who in order}
+
+    async def wait(self, who: int) -> None:
+        """Until it is the turn of `who`."""
+        self._came.add(who)
+        if len(self._came) == len(self._order):
+            self._all.set()
+        await self._all.wait()
+        place = self._order.index(who)
+        if place:
+            await self._gone[self._order[place - 1]].wait()
+        self._gone[who].set()
+
+
+async def scatters(take: Take, into: Path) -> None:
+    """The file is there at once, as long as it will be; its pieces land one by one, in any order.
+
+    As memory is written over a network. Whoever looks before the end sees wrong KV.
+    """
+    await take()
+    content = into.read_bytes()
+    into.unlink()  # a link is the giver's file too
+    size = max(1, len(content) // 7)
+    starts = list(range(0, len(content), size))
+    random.Random(len(content)).shuffle(starts)
+    with into.open("xb") as file:
+        file.truncate(len(content))
+        for start in starts:
+            file.seek(start)
+            file.write(content[start : start + size])
+            file.flush()
+            await anyio.lowlevel.checkpoint()

@@ -6,9 +6,10 @@
 id i further on, with logprob -i. Drafts are accepted as far as they are what it says itself.
 
 Behind it is an honest KV cache: "the KV" of a token is its id (K) and its position (V), kept in
-the blocks that the scheduler assigned. Every row first checks that its block table still holds
-exactly its history, so a block shared by mistake, freed too early or lost on a hand-over fails an
-assertion in the same step.
+the blocks that the scheduler assigned. Exported, it is that of head 0, and of each further head
+`HEAD` more: what is adopted must have every head of its rank in its place. Every row first checks
+that its block table still holds exactly its history, so a block shared by mistake, freed too early
+or lost on a hand-over fails an assertion in the same step.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ VOCABULARY = 256
 _CELL = Struct("=ii")  # the KV of one token: its id, its position
 _EMPTY = _CELL.pack(-1, -1)
 _SLOTS = 1024
+HEAD = 1 << 20  # from the KV of a head to that of the next
 
 
 def counting_layout(
@@ -40,14 +42,15 @@ def counting_layout(
     windows: Seq[int | None] = (None,),
     model_digest: str = "counting",
     chunked: bool = False,
+    num_heads: int = 1,
 ) -> KVLayout:
-    """One group of one layer a window (None: full attention); 8 bytes a token a group."""
+    """One group of one layer a window (None: full attention); 8 bytes a token a head a group."""
     windowed = "chunked" if chunked else "sliding"
     groups = tuple(
         KVGroup(
             kind="full" if window is None else windowed,
             layers=(n,),
-            num_heads=1,
+            num_heads=num_heads,
             head_dim=1,
             window=window,
             block_tokens=block_tokens,
@@ -61,10 +64,26 @@ def exported_kv(layout: KVLayout, token_ids: Seq[int]) -> bytes:
     """What the export of a sequence with these computed tokens holds: per group all K, all V."""
     content = b""
     for group in layout.groups:
+        heads = layout.heads(group, layout.tp_rank)
         positions = range(group.first_visible(len(token_ids)), len(token_ids))
-        content += array("i", [token_ids[p] for p in positions]).tobytes()
-        content += array("i", positions).tobytes()
+        content += _of_heads([token_ids[p] for p in positions], heads)
+        content += _of_heads(positions, heads)
     return content
+
+
+def _of_heads(values: Seq[int], heads: range) -> bytes:
+    """A plane of the KV of these heads, which is `values` for head 0."""
+    if heads == range(1):
+        return array("i", values).tobytes()
+    return array("i", [value + head * HEAD for value in values for head in heads]).tobytes()
+
+
+def _of_head_0(plane: array[int], heads: range) -> array[int]:
+    """The values of which that plane is. ValueError where a head is not in its place."""
+    values = array("i", [value - heads.start * HEAD for value in plane[:: len(heads)]])
+    if _of_heads(values, heads) != plane.tobytes():
+        raise ValueError(f"this is not the KV of heads {heads.start} to {heads.stop - 1}")
+    return values
 
 
 @dataclass(slots=True)
@@ -132,7 +151,8 @@ class CountingRunner:
         for n, (group, table) in enumerate(zip(self._layout.groups, block_ids, strict=True)):
             first = max(start, group.first_visible(num_tokens))
             values = array("i", self._read(n, table, first, num_tokens))
-            content += values[0::2].tobytes() + values[1::2].tobytes()
+            heads = self._layout.heads(group, self._layout.tp_rank)
+            content += _of_heads(values[0::2], heads) + _of_heads(values[1::2], heads)
         with Path(path).open("r+b" if start else "xb") as file:
             file.seek(0, os.SEEK_END)
             file.write(content)
@@ -140,19 +160,21 @@ class CountingRunner:
             return file.tell()
 
     def adopt(
-        self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, part_ends: Seq[int] = ()
+        self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, piece_ends: Seq[int] = ()
     ) -> None:
         content = Path(path).read_bytes()
-        parts = self._layout.parts(num_tokens, part_ends)
+        pieces = self._layout.pieces(num_tokens, piece_ends)
         expected = self._layout.exported_bytes(num_tokens)
         if len(content) != expected:
             raise ValueError(f"{len(content)} bytes for {num_tokens} tokens, not {expected}")
         values = array("i", content)
-        for start, end in parts:
+        for start, end in pieces:
             for n, (group, table) in enumerate(zip(self._layout.groups, block_ids, strict=True)):
                 first = max(start, group.first_visible(end))
-                count = end - first
-                keys, positions = values[:count], values[count : 2 * count]
+                heads = self._layout.heads(group, self._layout.tp_rank)
+                count = (end - first) * len(heads)
+                keys = _of_head_0(values[:count], heads)
+                positions = _of_head_0(values[count : 2 * count], heads)
                 values = values[2 * count :]
                 cells = b"".join(map(_CELL.pack, keys, positions))
                 self._put(n, table, first, cells)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import anyio
 from anyio.abc import ByteStream, SocketAttribute, SocketStream
 
 Act = Literal["cut", "hold"]
+Way = Literal["forth", "back"]
+Gate: TypeAlias = Callable[[Way, int, int], Awaitable[None]]
 BROKEN = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
+
+
+async def _open(way: Way, connection: int, passed: int) -> None:
+    """No gate."""
 
 
 class Proxy:
@@ -21,6 +27,10 @@ class Proxy:
         self.forth = self.back = 1 << 60
         self.num_back = 0  # bytes that callers got
         self.act: Act = "cut"
+        #: awaited before bytes pass: which way, on which connection, after how many
+        self.gate: Gate = _open
+        self.early = b""  # what a target hears after a caller's first frame, as if it were said
+        self.said: list[bytearray] = []  # by the callers, per connection
         self.stopped = anyio.Event()  # it has cut, or holds
         self.closed = anyio.Event()  # one of the two others has closed its connection
         host, _, port = target.rpartition(":")
@@ -32,11 +42,11 @@ class Proxy:
             await anyio.connect_tcp(self._host, self._port) as target,
             anyio.create_task_group() as tasks,
         ):
-            tasks.start_soon(self._pass, target, caller, self.back, tasks.cancel_scope, self._count)
-            tasks.start_soon(self._pass, caller, target, self.forth, tasks.cancel_scope)
-
-    def _count(self, num_bytes: int) -> None:
-        self.num_back += num_bytes
+            number = len(self.said)
+            self.said.append(bytearray())
+            scope = tasks.cancel_scope
+            tasks.start_soon(self._pass, target, caller, self.back, scope, "back", number)
+            tasks.start_soon(self._pass, caller, target, self.forth, scope, "forth", number)
 
     async def _pass(
         self,
@@ -44,14 +54,21 @@ class Proxy:
         sink: ByteStream,
         limit: int,
         scope: anyio.CancelScope,
-        passed: Callable[[int], None] = lambda num_bytes: None,
+        way: Way,
+        number: int,
     ) -> None:
+        passed = 0
         try:
-            while limit:
-                content = await source.receive(min(limit, 1 << 16))
+            while passed < limit:
+                content = await source.receive(min(limit - passed, 1 << 16))
+                if way == "forth":
+                    self.said[number] += content
+                    content = await self._with_early(content, source, passed)
+                await self.gate(way, number, passed)
                 await sink.send(content)
-                passed(len(content))
-                limit -= len(content)
+                passed += len(content)
+                if way == "back":
+                    self.num_back += len(content)
         except BROKEN:
             self.closed.set()
             scope.cancel()
@@ -59,6 +76,14 @@ class Proxy:
             self.stopped.set()
             if self.act == "cut":
                 scope.cancel()
+
+    async def _with_early(self, content: bytes, source: ByteStream, passed: int) -> bytes:
+        """The first frame, whole, with what comes early."""
+        if passed or not self.early:
+            return content
+        while len(content) < 4 + int.from_bytes(content[:4], "little"):
+            content += await source.receive()
+        return content + self.early
 
 
 @asynccontextmanager

@@ -194,7 +194,7 @@ def test_kv_is_written_after_what_it_sampled_is_said(rig: Rig, tmp_path: Path) -
 def test_a_long_prompt_is_written_in_parts_as_it_is_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "PART_TOKENS", 10)
+    monkeypatch.setattr(engine, "PIECE_TOKENS", 10)
     rig = Rig(32, windows=(None,))  # 32 tokens a step
     path = tmp_path / "kv"
     held = sequence("a", prompt=50, max_tokens=1, hold=True)
@@ -209,12 +209,12 @@ def test_a_long_prompt_is_written_in_parts_as_it_is_computed(
 
     there = Rig(32, windows=(None,))
     resumed = sequence("a", prompt=50, generated=1, max_tokens=9)
-    there.engine.do(Submit(resumed, str(path), 50, part_ends=(32, 50)))
+    there.engine.do(Submit(resumed, str(path), 50, piece_ends=(32, 50)))
     there.run_out()
     assert rig.ids("a") + there.ids("a") == answer(50, 9)
     for ends in ((32, 49), (50, 50), (0, 50), (40, 30, 50), (32,)):
         wrong = sequence("b", prompt=50, generated=1, max_tokens=9)
-        there.engine.do(Submit(wrong, str(path), 50, part_ends=ends))
+        there.engine.do(Submit(wrong, str(path), 50, piece_ends=ends))
         there.run_out()
         refused = there.answers.pop()
         assert isinstance(refused, Refused)
@@ -224,7 +224,7 @@ def test_a_long_prompt_is_written_in_parts_as_it_is_computed(
 def test_kv_with_windows_is_written_in_one(
     rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "PART_TOKENS", 10)
+    monkeypatch.setattr(engine, "PIECE_TOKENS", 10)
     held = sequence("a", prompt=50, max_tokens=1, hold=True)
     rig.engine.submit(held, export_path=str(tmp_path / "kv"))
     rig.run_out()

@@ -184,7 +184,7 @@ def test_handed_over_to_another_engine(
         resumed = sequence(name, ids, world.max_tokens, **sampling)
         resumed.token_ids += first
         num_adopted = len(ids) + num_first - 1
-        decode.submit(resumed, path, num_adopted, part_ends=tuple(ends))
+        decode.submit(resumed, path, num_adopted, piece_ends=tuple(ends))
         adopted = decode.step()
         assert adopted
         assert adopted.answers == (Adopted(name),)

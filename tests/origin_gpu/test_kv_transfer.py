@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -14,14 +13,14 @@ import msgspec
 import pytest
 
 from origin_gpu.handover import KVTicket, Peer
-from origin_gpu.kv_nixl import Nixl, NotInstalled
-from origin_gpu.kv_shared import SharedFiles
+from origin_gpu.kv_offer import Offer
 from origin_gpu.kv_socket import CHUNK_BYTES, MAX_MESSAGE_BYTES
-from origin_gpu.kv_transfer import DoorTransport, KVDoor, Offer, Wanted, door_address
+from origin_gpu.kv_transfer import DoorTransport, KVDoor, Wanted, door_address
 from origin_gpu.kv_ways import Way
 from routing.errors import Code, Failure
 from tests.fakes.runner import counting_layout
 from tests.fakes.tcp_proxy import Proxy, tcp_proxy
+from tests.origin_gpu.conftest import OVER_THE_CONNECTION, Ends
 
 SECRET = "fleet-secret"
 LAYOUT = counting_layout()
@@ -29,16 +28,18 @@ OTHER_LAYOUT = counting_layout(model_digest="another model")
 PATIENCE_S = 60.0
 
 
-def ticket(num_bytes: int, request_id: str = "r1#1") -> KVTicket:
+def ticket(num_bytes: int, request_id: str = "r1#1", num_parts: int = 1) -> KVTicket:
+    """`num_bytes` a part."""
     return KVTicket(
         worker="p",
         url="http://127.0.0.1:1",
         request_id=request_id,
         epoch="life",
         num_tokens=1,
-        num_bytes=num_bytes,
-        layout=LAYOUT,
+        num_bytes=num_bytes * num_parts,
+        layout=msgspec.structs.replace(LAYOUT, tp_size=num_parts),
         lease_s=PATIENCE_S,
+        parts=tuple(range(num_parts)),
     )
 
 
@@ -70,10 +71,6 @@ class Ground:
         return into.read_bytes()
 
 
-Ends = tuple[Sequence[Way], Sequence[Way]]  # of the door, and of the collector
-OVER_THE_CONNECTION: Ends = ((), ())
-
-
 @asynccontextmanager
 async def ground(
     folder: Path, ends: Ends = OVER_THE_CONNECTION, *, stall_s: float = PATIENCE_S
@@ -87,28 +84,6 @@ async def ground(
                 yield Ground(folder, door, proxy, ends[1], offered)
             tasks.cancel_scope.cancel()
         assert door.num_offers == 0
-
-
-@pytest.fixture(scope="module")
-def nixl() -> Ends:
-    """An agent at each end."""
-    os.environ.setdefault("UCX_TLS", "tcp,shm,self")
-    try:
-        return [Nixl()], [Nixl()]
-    except NotInstalled as exc:
-        pytest.skip(str(exc))
-
-
-@pytest.fixture(params=["tcp", "shared", "nixl"])
-def ends(request: pytest.FixtureRequest, tmp_path: Path) -> Ends:
-    match request.param:
-        case "tcp":
-            return OVER_THE_CONNECTION
-        case "shared":
-            return [SharedFiles([tmp_path])], [SharedFiles([tmp_path])]
-        case _:
-            found: Ends = request.getfixturevalue("nixl")
-            return found
 
 
 async def wait_collected(offer: Offer) -> None:

@@ -89,6 +89,25 @@ def test_what_fails_leaves_no_name(warm: WarmFiles, tmp_path: Path) -> None:
     assert write(warm, tmp_path / "a", b"again")
 
 
+def test_an_error_that_somebody_still_has_keeps_nobody_from_the_file(
+    warm: WarmFiles, tmp_path: Path
+) -> None:
+    """Its traceback has a view of what was being received."""
+
+    def fail() -> None:
+        with warm.new(tmp_path / "a", 100) as room:
+            assert room is not None
+            some = room[:50]
+            some[:] = bytes(50)
+            raise ConnectionError
+
+    with pytest.raises(ConnectionError) as kept:
+        fail()
+    assert write(warm, tmp_path / "b", b"b" * 10_000)
+    assert kept.value.__traceback__ is not None
+    assert len(list(tmp_path.glob("warm-*"))) == 1
+
+
 def test_a_name_that_is_taken_is_not_written_to(warm: WarmFiles, tmp_path: Path) -> None:
     (tmp_path / "a").write_text("mine")
     with pytest.raises(FileExistsError), warm.new(tmp_path / "a", 4):

@@ -245,10 +245,13 @@ async def test_tickets_are_not_trusted(tmp_path: Path) -> None:
             ticket = prefilled.ticket
             assert ticket is not None
             layout = msgspec.structs.replace(ticket.layout, model_digest="another")
+            other_ids = msgspec.structs.replace(ticket.layout, tokenizer_digest="another")
+            assert ticket.layout.tokenizer_digest == p.app.worker.assets_digest
             for change, code, named in (
                 ({"worker": "mallory"}, Code.LOST, "mallory"),
                 ({"url": "http://127.0.0.1:1"}, Code.INCOMPATIBLE, "http://127.0.0.1:1"),
-                ({"layout": layout}, Code.INCOMPATIBLE, "model another"),
+                ({"layout": layout}, Code.INCOMPATIBLE, "model digest another"),
+                ({"layout": other_ids}, Code.INCOMPATIBLE, "tokenizer digest another"),
                 ({"num_tokens": 1}, Code.INCOMPATIBLE, "1 tokens"),
                 ({"num_bytes": 1 << 40}, Code.INCOMPATIBLE, "bytes for 2 tokens, not 16"),
                 ({"epoch": "before"}, Code.LOST, "before"),
@@ -260,7 +263,7 @@ async def test_tickets_are_not_trusted(tmp_path: Path) -> None:
                 assert named in fault(await d.ask(Resume(request, forged)), code)
             assert p.report.held == 1
             assert ids(await d.ask(Resume(request, prefilled))) == [67, 68]
-        assert refusals(d) == {("collector", Code.LOST): 1, ("collector", Code.INCOMPATIBLE): 4}
+        assert refusals(d) == {("collector", Code.LOST): 1, ("collector", Code.INCOMPATIBLE): 5}
         assert refusals(p) == {("door", "epoch"): 1, ("door", "unknown"): 1}
 
 

@@ -68,7 +68,7 @@ async def test_two_processes_hand_over(tmp_path: Path) -> None:
             assert isinstance(await anext(answer), Computing)  # 512 tokens, of 2,000
             prefilled = await anext(answer)
             assert isinstance(prefilled, Prefilled)
-            assert prefilled.part_ends == (512, 1024, 1536, 2000)
+            assert prefilled.piece_ends == (512, 1024, 1536, 2000)
             url = made.processes["weur-prefill"].url
             giver = Peer(
                 name="weur-prefill", role="prefill", url=url, kv_address=watched.kv_address

@@ -11,6 +11,7 @@ import httpx2
 import msgspec
 import pytest
 
+from infire.kv_layout import WeightCodec
 from origin_gpu.handover import KVTicket, Prefill, Prefilled, Resume
 from routing import wire
 from routing.errors import Code
@@ -205,18 +206,37 @@ def _group(ticket: KVTicket, **other: Any) -> KVTicket:
     return _layout(ticket, groups=(msgspec.structs.replace(group, **other),))
 
 
-MISMATCHES: dict[str, Callable[[KVTicket], KVTicket]] = {
-    "heads": lambda it: _group(it, num_heads=2),
-    "head size": lambda it: _group(it, head_dim=2),
-    "window": lambda it: _group(it, kind="sliding", window=64),
-    "layers": lambda it: _group(it, layers=(0, 1)),
-    "dtype": lambda it: _layout(it, dtype="bfloat16"),
-    "ranks": lambda it: _layout(it, tp_size=2),
-    "model": lambda it: _layout(it, model_digest="another"),
-    "tokens": lambda it: msgspec.structs.replace(it, num_tokens=it.num_tokens - 1),
-    "bytes": lambda it: msgspec.structs.replace(it, num_bytes=it.num_bytes - 8),
-    "address": lambda it: msgspec.structs.replace(it, url="http://127.0.0.1:9"),
-}
+def _ranks(ticket: KVTicket, num_copies: int) -> KVTicket:
+    """As from an engine of two ranks, and part 0 of it."""
+    [group] = ticket.layout.groups
+    groups = (msgspec.structs.replace(group, num_copies=num_copies),)
+    return _layout(ticket, groups=groups, tp_size=2)
+
+
+# What is changed, and how the refusal begins that names it, with what is here where it may.
+MISMATCHES: list[tuple[Callable[[KVTicket], KVTicket], str]] = [
+    (lambda it: _group(it, num_heads=2), "heads [2] (here [1])"),
+    (lambda it: _group(it, head_dim=2), "head_dim [2] (here [1])"),
+    (lambda it: _group(it, kind="sliding", window=64), "windows [64] (here [None])"),
+    (lambda it: _group(it, layers=(0, 1)), "layers [[0, 1]] (here [[0]])"),
+    (lambda it: _layout(it, dtype="bfloat16"), "dtype bfloat16 (here float32)"),
+    (lambda it: _ranks(it, num_copies=1), "heads [2] (here [1])"),  # each has one, not the same
+    (lambda it: _layout(it, model_digest="f" * 64), "model digest ffffffffffff (here "),
+    (lambda it: _layout(it, tokenizer_digest="f" * 64), "tokenizer digest ffffffffffff (here "),
+    (lambda it: _layout(it, tokenizer_digest=""), "tokenizer digest none (here "),
+    (
+        lambda it: _layout(it, codec=WeightCodec("fp8", exact=False)),
+        "codec fp8, not exact (here plain)",
+    ),
+    (lambda it: msgspec.structs.replace(it, num_tokens=98), "KV of 98 tokens for 101 ids"),
+    (lambda it: msgspec.structs.replace(it, num_bytes=792), "KV of 792 bytes for 100 tokens"),
+    (lambda it: msgspec.structs.replace(it, url="http://127.0.0.1:9"), "its ticket says http"),
+]
+MATCHES: list[Callable[[KVTicket], KVTicket]] = [
+    lambda it: _group(it, block_tokens=3),
+    lambda it: _layout(it, codec=WeightCodec("u12")),
+    lambda it: _ranks(it, num_copies=2),
+]
 
 
 async def test_kv_that_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
@@ -232,19 +252,42 @@ async def test_kv_that_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
             good = await anext(aiter(held))
             assert isinstance(good, Prefilled)
             assert good.ticket is not None
-            for what, spoil in MISMATCHES.items():
+            for spoil, said in MISMATCHES:
                 bad = msgspec.structs.replace(good, ticket=spoil(good.ticket))
                 async with decode.open(Resume(asked, bad)) as events:
                     [fault] = [event async for event in events]
-                assert isinstance(fault, wire.Fault), what
-                assert fault.code is Code.INCOMPATIBLE, what
+                assert isinstance(fault, wire.Fault), said
+                assert fault.code is Code.INCOMPATIBLE, said
                 assert fault.code.meaning.status == 503
+                assert said in fault.detail
             refused = "edgefire_worker_kv_refused_total"
             count = await metric(made, "weur-decode", refused, end="collector")
             assert count == len(MISMATCHES)
             async with decode.open(Resume(asked, good)) as events:
                 rest = [event async for event in events]
         assert [*good.first.ids, *ids(rest)] == list(range(66, 74))
+        await made.settled("weur-prefill", "weur-decode")
+
+
+async def test_kv_that_fits_all_the_same_is_taken(tmp_path: Path) -> None:
+    """Case 8: blocks of another size, weights in another exact form, the same heads on two ranks:
+    the door and the collector agree that it is no mismatch."""
+    async with (
+        worker_processes(tmp_path) as made,
+        linked(made, "weur-prefill") as prefill,
+        linked(made, "weur-decode") as decode,
+        told_of(decode, made, prefill),
+    ):
+        for change in MATCHES:
+            asked = await request_to(made, "weur-prefill", num_prompt=100, max_tokens=8)
+            async with prefill.open(Prefill(asked)) as held:
+                given = await anext(aiter(held))
+                assert isinstance(given, Prefilled)
+                assert given.ticket is not None
+                given = msgspec.structs.replace(given, ticket=change(given.ticket))
+                async with decode.open(Resume(asked, given)) as events:
+                    rest = [event async for event in events]
+            assert [*given.first.ids, *ids(rest)] == list(range(66, 74))
         await made.settled("weur-prefill", "weur-decode")
 
 

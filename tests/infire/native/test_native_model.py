@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from infire.kv_layout import WeightCodec
 from infire.loaded import Loaded
 from infire.plan import Row, SlotOpen, StepPlan
 from infire.request import SamplingParams
@@ -93,6 +94,9 @@ def test_its_greedy_ids_are_those_of_transformers_but_for_near_ties(smollm2_fold
 def test_12_bits_say_what_16_say(tmp_path: Path) -> None:
     folder = make_folder("llama", tmp_path, dtype=torch.bfloat16)
     packed, plain = loaded_native(folder), loaded_native(folder, weights="bf16")
+    assert packed.layout.codec == WeightCodec("u12")  # which is exact, so that the KV is the same:
+    assert packed.layout != plain.layout
+    assert packed.layout.digest == plain.layout.digest
     for prompt in PROMPTS:
         assert torch.equal(logprobs(packed, prompt), logprobs(plain, prompt))
 
