@@ -27,9 +27,9 @@ from origin_gpu.assets import Assets
 from origin_gpu.journal import Journal, open_journal
 from origin_gpu.metrics import FrontMetrics, PoolCollector
 from origin_gpu.passage import Passage
-from origin_gpu.pool import Pool
+from origin_gpu.pool import NameTaken, Pool
 from origin_gpu.report import region_report, served_models
-from origin_gpu.settings import FrontSettings
+from origin_gpu.settings import FrontSettings, parse_workers
 from routing import wire
 from routing.drain import Drain
 from routing.errors import Code, Failure
@@ -162,8 +162,7 @@ def create_app(
     journal = open_journal(settings.journal, settings, unix_time) if settings.journal else None
     front = Front(settings, url, pool, metrics, journal, drain)
     client = httpx2.AsyncClient(headers=bearer(secret), timeout=FETCH_S, trust_env=False)
-    assets = Assets(client)
-    guard = [Middleware(NeedsSecret, secret=secret)]
+    pages = Pages(front, pool, metrics, Assets(client), secret)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
@@ -173,37 +172,64 @@ def create_app(
             tasks.cancel_scope.cancel()
         await _close(journal)
 
-    async def get_report(request: Request) -> Response:
-        return Response(json.encode(front.report()), media_type="application/json")
+    link = link_route(front.serve, requests=wire.Generate, secret=secret, pace=pace, stats=edges)
+    return Starlette(routes=[link, *pages.routes()], lifespan=lifespan)
 
-    async def get_assets(request: Request) -> Response:
+
+class Pages:
+    """What a front answers to plain requests."""
+
+    def __init__(
+        self, front: Front, pool: Pool, metrics: FrontMetrics, assets: Assets, secret: str
+    ) -> None:
+        self._front = front
+        self._pool = pool
+        self._metrics = metrics
+        self._assets = assets
+        self._secret = secret
+
+    def routes(self) -> list[Route]:
+        guard = [Middleware(NeedsSecret, secret=self._secret)]
+        return [
+            Route("/v1/report", self._get_report, middleware=guard),
+            Route("/v1/assets/{digest}", self._get_assets, middleware=guard),
+            Route("/v1/workers", self._workers, methods=["GET", "PUT"], middleware=guard),
+            Route("/health", self._get_health),
+            Route("/ready", self._get_ready),
+            Route("/metrics", self._get_metrics),
+        ]
+
+    async def _get_report(self, request: Request) -> Response:
+        return Response(json.encode(self._front.report()), media_type="application/json")
+
+    async def _get_assets(self, request: Request) -> Response:
         digest = request.path_params["digest"]
-        body = await assets.get(digest, pool.urls_with_tokenizer(digest))
+        body = await self._assets.get(digest, self._pool.urls_with_tokenizer(digest))
         if body is None:
             return PlainTextResponse("no worker here has these assets", status_code=404)
         return Response(body, media_type="application/vnd.msgpack")
 
-    async def get_health(request: Request) -> Response:
+    async def _workers(self, request: Request) -> Response:
+        """The workers of the region; by PUT, other ones from now on."""
+        if request.method == "PUT":
+            try:
+                self._pool.set_workers(parse_workers(await request.body()))
+            except NameTaken as exc:
+                return PlainTextResponse(str(exc), status_code=409)
+            except ValueError as exc:
+                return PlainTextResponse(str(exc), status_code=400)
+        return Response(json.encode(self._pool.rows()), media_type="application/json")
+
+    async def _get_health(self, request: Request) -> Response:
         return PlainTextResponse("ok")
 
-    async def get_ready(request: Request) -> Response:
-        why = front.unready
+    async def _get_ready(self, request: Request) -> Response:
+        why = self._front.unready
         return PlainTextResponse(why or "ready", 503 if why else 200)
 
-    async def get_metrics(request: Request) -> Response:
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    return Starlette(
-        routes=[
-            link_route(front.serve, requests=wire.Generate, secret=secret, pace=pace, stats=edges),
-            Route("/v1/report", get_report, middleware=guard),
-            Route("/v1/assets/{digest}", get_assets, middleware=guard),
-            Route("/health", get_health),
-            Route("/ready", get_ready),
-            Route("/metrics", get_metrics),
-        ],
-        lifespan=lifespan,
-    )
+    async def _get_metrics(self, request: Request) -> Response:
+        content = generate_latest(self._metrics.registry)
+        return Response(content, media_type=CONTENT_TYPE_LATEST)
 
 
 async def _close(journal: Journal | None) -> None:

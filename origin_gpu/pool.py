@@ -6,12 +6,13 @@ and the front how the worker is. Decides nothing: see `place`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Self
 
 import anyio
+from anyio.abc import TaskGroup
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -19,13 +20,14 @@ from infire.prefix import Chain, root
 from origin_gpu.handover import CacheNews, Peer, Watch, Watched, WorkerEvent
 from origin_gpu.place import Candidate
 from origin_gpu.prefix_index import PrefixIndex
-from origin_gpu.settings import WorkerAt
+from origin_gpu.settings import WorkerAt, WorkerRow
 from routing import wire
 from routing.link import Call, Link
 from routing.link_flow import Wake
 from routing.link_frames import Pace
 from routing.region import ProcessReport
 
+LEAVING_EVERY_S = 0.1  # looks at one that has something left
 WATCH_AGAIN_S = 0.1  # after a watch has ended
 
 
@@ -61,10 +63,12 @@ class Member:
         self.tokens_in_flight = 0
         self.watching: Call | None = None
         self.watch_ended = Wake()
+        self.leaving = False  # it gets nothing new, and is forgotten when it has nothing left
+        self.scope = anyio.CancelScope()  # of what keeps it
 
     def candidate(self, cached_tokens: int = 0) -> Candidate | None:
         """As `place` sees it; None unless it is ready."""
-        if self.watched is None or not self.watched.report.ready:
+        if self.watched is None or not self.watched.report.ready or self.leaving:
             return None
         report = self.watched.report
         return Candidate(
@@ -95,22 +99,76 @@ class Member:
         )
 
 
+class NameTaken(ValueError):
+    """A worker is to have the name of another that is not gone yet."""
+
+
 class Pool:
     """All workers of a region."""
 
     def __init__(self, workers: Iterable[WorkerAt], secret: str, pace: Pace | None = None) -> None:
-        self.members = {
-            at.name: Member(at, Link(at.url, secret, WorkerEvent, pace=pace)) for at in workers
-        }
+        self._secret = secret
+        self._pace = pace
+        self._tasks: TaskGroup | None = None  # while it runs
+        self.members: dict[str, Member] = {}
+        for at in workers:
+            self._add(at)
         self.prefixes = PrefixIndex()
         self.num_resyncs = 0  # watches begun anew because news of a cache were lost
 
     async def run(self) -> None:
         """Keep links to all workers and watch them, until cancelled."""
         async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
             for member in self.members.values():
+                tasks.start_soon(self._keep, member)
+
+    def set_workers(self, workers: Sequence[WorkerAt]) -> None:
+        """Have these from now on: others get nothing new, and go when they have nothing left.
+
+        NameTaken, and nothing is changed, where one is another than that of its name.
+        """
+        for at in workers:
+            if (known := self.members.get(at.name)) and known.at != at:
+                raise NameTaken(f"{at.name} is {known.at.role} at {known.at.url} still")
+        wanted = {at.name: at for at in workers}
+        for name, member in self.members.items():
+            member.leaving = name not in wanted
+            if member.leaving and self._tasks:
+                self._tasks.start_soon(self._let_go, member)
+        for at in workers:
+            if at.name not in self.members:
+                member = self._add(at)
+                if self._tasks:
+                    self._tasks.start_soon(self._keep, member)
+
+    def _add(self, at: WorkerAt) -> Member:
+        link = Link[WorkerEvent](at.url, self._secret, WorkerEvent, pace=self._pace)
+        member = self.members[at.name] = Member(at, link)
+        return member
+
+    async def _keep(self, member: Member) -> None:
+        """A link to it, and a watch, until it is forgotten."""
+        with member.scope:
+            async with anyio.create_task_group() as tasks:
                 tasks.start_soon(member.link.run)
                 tasks.start_soon(self._keep_watching, member)
+
+    async def _let_go(self, member: Member) -> None:
+        """Forget it once nothing is asked of it, but to be watched; unless it is wanted again."""
+        # Looked at, not told: who counts tokens has no need to know.
+        while member.tokens_in_flight or member.link.num_open > 1:  # noqa: ASYNC110
+            await anyio.sleep(LEAVING_EVERY_S)
+        if member.leaving and self.members.get(member.at.name) is member:
+            del self.members[member.at.name]
+            self.prefixes.forget(member.at.name)
+            member.scope.cancel()
+            self._spread_the_table()
+
+    def rows(self) -> list[WorkerRow]:
+        """Those that may get something new."""
+        members = (it for it in self.members.values() if not it.leaving)
+        return [WorkerRow(it.at.name, it.at.role, it.at.url) for it in members]
 
     def candidates(
         self, request: wire.Generate | None = None, *, excluding: Iterable[str] = ()
@@ -178,6 +236,8 @@ class Pool:
 
     def _watch(self, member: Member) -> None:
         """Tell `member` of its peers, and listen to how it is from now on."""
+        if self.members.get(member.at.name) is not member:
+            return
         if member.watching is not None:
             member.watching.cancel()
         peers = tuple(it.peer for it in self.members.values() if it.peer)

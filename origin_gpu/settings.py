@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Annotated, Literal, cast, get_args
+
+import msgspec
+from msgspec import Meta, Struct
 
 from routing.drain import GRACE_S
 
@@ -78,6 +81,28 @@ def parse_worker(text: str) -> WorkerAt:
     if match["role"] not in get_args(WorkerRole):
         raise ValueError(f"{match['role']!r} in {text!r} is none of {get_args(WorkerRole)}")
     return WorkerAt(name=match["name"], role=cast("WorkerRole", match["role"]), url=match["url"])
+
+
+class WorkerRow(Struct, frozen=True, forbid_unknown_fields=True):
+    """A worker as `PUT /v1/workers` names it."""
+
+    name: Annotated[str, Meta(min_length=1)]
+    role: WorkerRole
+    url: str
+
+
+def parse_workers(body: bytes) -> tuple[WorkerAt, ...]:
+    """A JSON list of workers; ValueError names the row and field that is wrong."""
+    try:
+        rows = msgspec.json.decode(body, type=list[WorkerRow])
+    except msgspec.DecodeError as exc:
+        raise ValueError(str(exc)) from exc
+    workers = tuple(parse_worker(f"{row.name}={row.role}@{row.url}") for row in rows)
+    if not workers:
+        raise ValueError("a region needs a worker")
+    if len({at.name for at in workers}) < len(workers):
+        raise ValueError("two workers have the same name")
+    return workers
 
 
 def parse_ways(text: str) -> tuple[KVWay, ...]:

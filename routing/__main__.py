@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from routing.catalogue import load_catalogue
+from routing.control import Asked, ask
 from routing.errors import Failure
 from routing.fleetfile import Device, FleetFileError, read_fleet
 from routing.keys import NoKey
@@ -26,6 +27,7 @@ from routing.pull import PullFailed, pull_model
 from routing.rows import CANNOT as UNREADABLE
 from routing.runs import NoFleet, running_fleet
 from routing.screen import Screen
+from routing.secret import read_secret
 from routing.status import status_of, table_of
 
 app = typer.Typer(
@@ -107,6 +109,39 @@ def status(
     else:
         width = None if sys.stdout.isatty() else PIPED_WIDTH
         Console(width=width).print(table_of(seen.processes))
+
+
+@app.command()
+def scale(
+    region: Annotated[str, typer.Argument(help="As in the fleet file.")],
+    counts: Annotated[list[str], typer.Argument(help="prefill=2 decode=1 both=0")],
+    state: StateDir = None,
+) -> None:
+    """Have other numbers of workers in a region of the running fleet. No request fails by it."""
+    try:
+        fleet = running_fleet(state or paths(os.environ).state)
+        if not fleet.control:
+            raise NoFleet("the fleet is still starting")
+        secret = read_secret(Path(fleet.secret_file))
+        asked = Asked(secret=secret, region=region, counts=_counts(counts))
+        answered = anyio.run(ask, fleet.control, asked)
+    except (NoFleet, ValueError, OSError) as exc:
+        _fail(str(exc))
+    if answered.error:
+        _fail(answered.error)
+    said = [f"{count} {role}" for role, count in answered.counts.items() if count]
+    screen.result(f"{region}: {', '.join(said)}")
+
+
+def _counts(words: list[str]) -> dict[str, int]:
+    """`prefill=2` as a number by role; ValueError says which is not like that."""
+    counts = {}
+    for word in words:
+        role, _, number = word.partition("=")
+        if not role or not number.isdecimal():
+            raise ValueError(f"{word!r} is not like prefill=2")
+        counts[role] = int(number)
+    return counts
 
 
 @app.command()

@@ -11,14 +11,14 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
 import httpx2
-from anyio.abc import Process
+from anyio.abc import Process, TaskGroup
 
 from routing.region import Role
 
@@ -61,6 +61,7 @@ class Child:
         self.command = command
         self.process = process
         self.started = started
+        self.retired = False  # it is to end, and not to be started again
 
 
 class Children:
@@ -74,13 +75,14 @@ class Children:
         say: Callable[[str], None],
         changed: Callable[[], None] = lambda: None,
     ) -> None:
-        self._commands = commands
+        self._commands = list(commands)
         self._environ = environ
         self._say = say
         self._changed = changed
         self._children: list[Child] = []
         self._draining: anyio.CancelScope | None = None
         self._is_cut = False
+        self._keeping: TaskGroup | None = None  # while they are kept
 
     def __iter__(self) -> Iterator[Child]:
         return iter(self._children)
@@ -90,14 +92,63 @@ class Children:
             process = await self._spawn(command)
             self._children.append(Child(command, process, anyio.current_time()))
 
-    async def wait_ready(self, on_ready: Callable[[str], None], *, within_s: float) -> None:
+    async def add(self, commands: Sequence[Command], *, within_s: float) -> None:
+        """Start these too, and wait until they are ready. DiedStarting, and none of them is left,
+        when one never will be."""
+        new = []
+        for command in commands:
+            child = Child(command, await self._spawn(command), anyio.current_time())
+            new.append(child)
+            self._children.append(child)
+        self._changed()
+        try:
+            await self.wait_ready(lambda name: None, within_s=within_s, among=new)
+        except DiedStarting:
+            await self.retire([command.name for command in commands], grace_s=0.0)
+            raise
+        for child in new:
+            if self._keeping is not None:
+                self._keeping.start_soon(self._keep, child)
+
+    async def retire(self, names: Collection[str], *, grace_s: float) -> None:
+        """End these for good: asked first, then told to cut what they do, then made to."""
+        leaving = [child for child in self._children if child.command.name in names]
+        for child in leaving:
+            child.retired = True
+            _send(child, signal.SIGTERM)
+        for limit_s, number in ((grace_s, signal.SIGTERM), (TERM_S, signal.SIGKILL)):
+            await self._wait_all(limit_s, leaving)
+            for child in leaving:
+                _send(child, number)
+        await self._wait_all(KILL_S, leaving)
+        for child in leaving:
+            with suppress(ProcessLookupError, PermissionError):  # what it left behind
+                os.killpg(child.process.pid, signal.SIGKILL)
+            child.command.listener.close()
+            self._children.remove(child)
+        self._changed()
+
+    def say_again(self, command: Command) -> None:
+        """Have the process of this name started with these words, should it have to be again."""
+        for child in self._children:
+            if child.command.name == command.name:
+                child.command = command
+
+    async def wait_ready(
+        self,
+        on_ready: Callable[[str], None],
+        *,
+        within_s: float,
+        among: Sequence[Child] | None = None,
+    ) -> None:
         """Until every process answers `GET /ready` with 200; DiedStarting when one never will."""
+        children = self._children if among is None else among
         ready: set[str] = set()
         obituaries: list[str] = []
 
         async def follow(child: Child) -> None:
             name = child.command.name
-            while len(ready) < len(self._children):
+            while len(ready) < len(children):
                 if child.process.returncode is not None:
                     obituaries.append(_obituary(child))
                     tasks.cancel_scope.cancel()
@@ -109,19 +160,21 @@ class Children:
         async with httpx2.AsyncClient(timeout=POLL_TIMEOUT_S, trust_env=False) as client:
             with anyio.move_on_after(within_s):
                 async with anyio.create_task_group() as tasks:
-                    for child in self._children:
+                    for child in children:
                         tasks.start_soon(follow, child)
         if obituaries:
             raise DiedStarting(obituaries[0])
-        late = [child.command.name for child in self if child.command.name not in ready]
+        late = [child.command.name for child in children if child.command.name not in ready]
         if late:
             raise DiedStarting(f"not ready within {within_s:.0f} s: {', '.join(late)}")
 
     async def keep(self) -> None:
         """Start every process that dies again, until cancelled."""
         async with anyio.create_task_group() as tasks:
+            self._keeping = tasks
             for child in self._children:
                 tasks.start_soon(self._keep, child)
+            await anyio.sleep_forever()  # also when all have been retired
 
     async def stop(self, *, grace_s: float = 0.0) -> None:
         """End every process and what it started: asked first, edges before fronts before workers,
@@ -171,6 +224,8 @@ class Children:
         pause_s = FIRST_PAUSE_S
         while True:
             code = await child.process.wait()
+            if child.retired:
+                return
             if anyio.current_time() - child.started > LONG_LIFE_S:
                 pause_s = FIRST_PAUSE_S
             name = child.command.name
@@ -184,9 +239,9 @@ class Children:
             child.started = anyio.current_time()
             self._changed()
 
-    async def _wait_all(self, within_s: float) -> None:
+    async def _wait_all(self, within_s: float, among: Sequence[Child] | None = None) -> None:
         with anyio.move_on_after(within_s):
-            for child in self._children:
+            for child in self._children if among is None else among:
                 await child.process.wait()
 
 

@@ -16,6 +16,7 @@ import anyio
 import msgspec
 
 from routing.children import Children, Command, DiedStarting
+from routing.control import listen
 from routing.drain import GRACE_S
 from routing.engines import engine_lines
 from routing.firstrun import Caller, FirstRunFailed, body, curl_line, first_run
@@ -25,8 +26,9 @@ from routing.layout import Ground, lay_out
 from routing.paths import Paths
 from routing.preflight import GB, LEAST_MEMORY_BYTES, SMALL_MEMORY_BYTES
 from routing.runs import RunningFleet, RunningProcess, new_run, say_running, say_stopped
+from routing.scale import Scaler
 from routing.screen import Screen
-from routing.secret import make_secret
+from routing.secret import make_secret, read_secret
 
 READY_WITHIN_S = 900.0  # loading a large model from a slow disk
 ACCOUNT = "demo"
@@ -57,6 +59,8 @@ class Prepared:
     model: str
     commands: list[Command]  # the edge first
     caller: Caller
+    fleet: FleetFile
+    ground: Ground
 
 
 def choose_fleet(asked: Path | None, free_memory_bytes: int | None) -> tuple[Path, str | None]:
@@ -101,6 +105,8 @@ def prepare(
         model=model,
         commands=commands,
         caller=caller,
+        fleet=fleet,
+        ground=ground,
     )
 
 
@@ -118,6 +124,7 @@ class Launch:
             changed=self._note,
         )
         self._code = INTERRUPTED
+        self._control = ""
 
     async def run(self) -> int:
         """Start, show the first answer, stay until told to stop, stop. The exit code."""
@@ -159,6 +166,16 @@ class Launch:
             await self._show_first_run()
         self._code = 0
         if not self._settings.once:
+            await self._keep()
+
+    async def _keep(self) -> None:
+        """Have what dies started again, and do what other commands ask for."""
+        ready = self._prepared
+        scaler = Scaler(self._children, ready.fleet, ready.ground, self._screen.say)
+        async with anyio.create_task_group() as tasks:
+            secret = read_secret(ready.secret_file)
+            self._control = await tasks.start(listen, scaler.scale, secret)
+            self._note()
             self._say_how_to_call()
             await self._children.keep()
 
@@ -185,6 +202,7 @@ class Launch:
             secret_file=str(ready.secret_file),
             keys_dir=str(self._settings.keys_dir),
             logs=str(ready.folder / "logs"),
+            control=self._control,
             processes=tuple(
                 RunningProcess(
                     name=child.command.name,

@@ -79,24 +79,36 @@ def lay_out(fleet: FleetFile, ground: Ground) -> list[Command]:
 
 
 def _front(region: RegionRow, workers: Sequence[Command], ground: Ground) -> Command:
-    name = f"{region.name}-front"
-    words = ["origin_gpu", "front", "--region", region.name]
+    at = _listen(LOOPBACK, region.port, f"{region.name}-front", ground.say)
+    return front_command(region.name, workers, ground, at)
+
+
+def front_command(
+    region: str, workers: Sequence[Command], ground: Ground, listener: socket.socket
+) -> Command:
+    """The front of a region that has these workers."""
+    name = f"{region}-front"
+    words = ["origin_gpu", "front", "--region", region]
     for worker in workers:
         words += ["--worker", f"{worker.name}={worker.role}@{worker.url}"]
     words += _file_flag(ground.usage_dir, "journal", f"journal-{name}")
-    at = _listen(LOOPBACK, region.port, name, ground.say)
-    return ground.command(name, region.name, "front", at, words)
+    return ground.command(name, region, "front", listener, words)
 
 
 def _workers(region: RegionRow, model: str, ground: Ground) -> Iterator[Command]:
     numbers: Counter[str] = Counter()
     for row in region.workers:
-        words = ["origin_gpu", "worker", "--region", region.name, "--role", row.role]
-        words += ["--model", model, *_worker_flags(row, ground)]
         for _ in range(row.count):
-            name = f"{region.name}-{row.role}-{numbers[row.role]}"
+            yield worker_command(region.name, row, numbers[row.role], model, ground)
             numbers[row.role] += 1
-            yield ground.command(name, region.name, row.role, bind(LOOPBACK, 0), words)
+
+
+def worker_command(region: str, row: WorkerRow, number: int, model: str, ground: Ground) -> Command:
+    """A worker as `row` has it, the one of that number among those of its role."""
+    words = ["origin_gpu", "worker", "--region", region, "--role", row.role]
+    words += ["--model", model, *_worker_flags(row, ground)]
+    name = f"{region}-{row.role}-{number}"
+    return ground.command(name, region, row.role, bind(LOOPBACK, 0), words)
 
 
 def _worker_flags(row: WorkerRow, ground: Ground) -> list[str]:

@@ -38,6 +38,7 @@ class RunningFleet(Struct, frozen=True, kw_only=True):
     secret_file: str
     keys_dir: str
     logs: str
+    control: str = ""  # host:port where the launcher listens; see `control`
     processes: tuple[RunningProcess, ...]  # the edge first
 
     @property

@@ -12,11 +12,14 @@ import anyio
 
 from routing.children import Command, bind
 from routing.firstrun import Caller
+from routing.fleetfile import FleetFile, FleetRow, RegionRow, WorkerRow
 from routing.launch import Launch, Prepared, UpSettings
+from routing.layout import Ground
 from routing.paths import paths
 from routing.region import Role
 from routing.runs import new_run
 from routing.screen import Screen
+from routing.secret import make_secret
 
 PROGRAM = Path(__file__).with_name("stand_in.py")
 
@@ -44,9 +47,27 @@ def prepared(home: Path, *kinds: str) -> tuple[UpSettings, Prepared]:
         role: Role = "both" if commands else "edge"
         commands.append(stand_in(name, role, folder / "logs", *behaviour.split("+")))
     caller = Caller(edge_url=commands[0].url, account="demo", key="a-key", model="@cf/m")
-    secret_file = folder / "secret"
+    ground = Ground(
+        folder=folder,
+        keys_dir=settings.keys_dir,
+        cache_dir=settings.paths.cache,
+        model_dir=folder,
+        device="cpu",
+        cores=1,
+        say=lambda line: None,
+    )
+    make_secret(ground.secret_file)
+    workers = (WorkerRow(role="both"),)
     return settings, Prepared(
-        folder=folder, secret_file=secret_file, model="@cf/m", commands=commands, caller=caller
+        folder=folder,
+        secret_file=ground.secret_file,
+        model="@cf/m",
+        commands=commands,
+        caller=caller,
+        fleet=FleetFile(
+            fleet=FleetRow(model="@cf/m"), regions=(RegionRow(name="weur", workers=workers),)
+        ),
+        ground=ground,
     )
 
 

@@ -549,6 +549,57 @@ async def metrics(client: httpx2.AsyncClient, region: FakeRegion) -> str:
     return (await client.get(f"{region.url}/metrics")).text
 
 
+async def test_workers_come_and_go_while_requests_are_answered() -> None:
+    async with split_region(num_prefill=2) as region:
+        client = httpx2.AsyncClient(base_url=region.url, headers=bearer(SECRET), trust_env=False)
+        async with client, anyio.create_task_group() as tasks:
+            rows = (await client.get("/v1/workers")).json()
+            assert {row["name"] for row in rows} == {"p0", "p1", "d0"}
+            region["p0"].gates["prefill"] = latch = Latch()
+            events: list[wire.Event] = []
+
+            async def ask() -> None:
+                events.extend(await answer(region, request()))
+
+            tasks.start_soon(ask)
+            await latch.wait_reached()
+            left = [row for row in rows if row["name"] != "p0"]
+            assert (await client.put("/v1/workers", json=left)).json() == left
+            assert ids(await answer(region, request(200))) == list(range(201, 211))
+            assert len(region["p1"].of(Prefill)) == 1  # p0 gets nothing new
+            elsewhere = {"name": "p0", "role": "prefill", "url": "http://127.0.0.1:1"}
+            refused = await client.put("/v1/workers", json=[*left, elsewhere])
+            assert refused.status_code == 409
+            latch.open()
+            with anyio.fail_after(10):
+                while 'worker="p0"' in await metrics(client, region):
+                    await anyio.sleep(0.01)
+            assert ids(events) == list(range(101, 111))
+            region["p0"].gates.clear()
+            assert (await client.put("/v1/workers", json=rows)).status_code == 200
+            await region.wait_known("p0", 0)
+            assert ids(await answer(region, request(300))) == list(range(301, 311))
+            assert len(region["p0"].of(Prefill)) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"{", "Expected `array`"),
+        (b"[]", "needs a worker"),
+        (b'[{"name":"p0","role":"edge","url":"http://a:1"}]', r"Invalid enum value 'edge'"),
+        (b'[{"name":"p0","role":"both","url":"ftp://a"}]', "NAME=ROLE@URL"),
+        (b'[{"name":"p0","role":"both"}]', "missing required field `url`"),
+    ],
+)
+async def test_a_list_of_workers_with_a_mistake_is_refused(body: bytes, says: str) -> None:
+    async with split_region() as region, httpx2.AsyncClient(headers=bearer(SECRET)) as client:
+        refused = await client.put(f"{region.url}/v1/workers", content=body)
+        assert refused.status_code == 400
+        assert says in refused.text
+        assert ids(await answer(region, request())) == list(range(101, 111))
+
+
 async def test_metrics_count_requests_tokens_and_frames() -> None:
     async with split_region() as region, httpx2.AsyncClient() as client:
         await answer(region, request())

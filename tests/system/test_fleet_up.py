@@ -61,6 +61,14 @@ def test_a_first_answer_then_every_process_and_block_then_nothing(
         workers = [one for one in processes if one.role in {"prefill", "decode"}]
         assert len(workers) == 4
         assert all(one.free_blocks == one.total_blocks > 0 for one in workers)
+
+        for count, names in ((2, {"weur-prefill-0", "weur-prefill-1"}), (1, {"weur-prefill-0"})):
+            scaled = fleet(tmp_path, "scale", "weur", f"prefill={count}", "decode=1")
+            assert scaled.communicate(timeout=120)[0] == f"weur: {count} prefill, 1 decode\n"
+            said, _ = fleet(tmp_path, "status", "--json").communicate(timeout=60)
+            processes = msgspec.json.decode(said, type=Status).processes
+            ready = {one.name for one in processes if one.ready}
+            assert {name for name in ready if name.startswith("weur-prefill")} == names
     finally:
         launcher.send_signal(signal.SIGINT)
         launcher.communicate(timeout=STOP_S)
