@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -36,6 +37,7 @@ from routing.link_frames import LinkStats, Pace
 from routing.link_server import Stream, link_route
 from routing.logs import log
 from routing.region import ProcessReport, RegionReport
+from routing.rows import CANNOT
 from routing.secret import NeedsSecret, bearer, read_secret
 from routing.serving import address, listening_socket, serve_app
 
@@ -203,5 +205,8 @@ def run(settings: FrontSettings) -> None:
     """Serve until told to stop by SIGTERM or SIGINT."""
     secret = read_secret(settings.secret_file)
     listener = listening_socket(settings.host, settings.port, settings.fd)
-    app = create_app(settings, secret, address(listener))
+    try:
+        app = create_app(settings, secret, address(listener))
+    except CANNOT as exc:
+        sys.exit(f"--journal {settings.journal}: {exc}")
     serve_app(app, host=settings.host, port=settings.port, fd=listener.detach())
