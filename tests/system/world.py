@@ -87,6 +87,11 @@ class World:
     def edge(self) -> Process:
         return self.processes["edge"]
 
+    @property
+    def usage(self) -> Path:
+        """The folder of the ledger and of the fronts' journals, where `fleet` has them."""
+        return self.home / "state" / "usage"
+
     def headers(self, near: dict[str, str] = NEAR_WEUR) -> dict[str, str]:
         return {"authorization": f"Bearer {self.key}", **near}
 
@@ -181,8 +186,8 @@ async def world(home: Path, shape: Shape | None = None) -> AsyncIterator[World]:
     async with httpx2.AsyncClient(timeout=60, limits=limits) as client:
         made = World(home, secret.read_text(), client)
         try:
-            _start_regions(made, shape, folder, secret)
-            _start_edge(made, shape, secret)
+            _start_regions(made, shape, folder)
+            _start_edge(made, shape)
             made.key = edge_key(home, "create", "--account", ACCOUNT)
             await _wait_ready(made)
             yield made
@@ -227,18 +232,30 @@ def worker_words(made: World, shape: Shape, region: str, role: str, folder: Path
     return [*words, "--engine-command", engine, *shape.worker_flags]
 
 
-def _start_regions(made: World, shape: Shape, folder: Path, secret: Path) -> None:
+def _start_regions(made: World, shape: Shape, folder: Path) -> None:
     for region in shape.regions:
-        flags: list[str] = []
         for role in shape.roles:
-            name = f"{region}-{role}"
-            process = start(made, name, worker_words(made, shape, region, role, folder))
-            flags += ["--worker", f"{name}={role}@{process.url}"]
-        words = ["origin_gpu", "front", "--region", region, "--secret-file", str(secret), *flags]
-        start(made, f"{region}-front", words)
+            start(made, f"{region}-{role}", worker_words(made, shape, region, role, folder))
+        start(made, f"{region}-front", front_words(made, region, shape.roles))
 
 
-def _start_edge(made: World, shape: Shape, secret: Path) -> None:
+def front_words(
+    made: World, region: str, roles: Sequence[str] = ("prefill", "decode")
+) -> list[str]:
+    """Of a front whose workers are started."""
+    words = ["origin_gpu", "front", "--region", region, "--secret-file", str(made.home / "secret")]
+    for role in roles:
+        words += ["--worker", f"{region}-{role}={role}@{made.processes[f'{region}-{role}'].url}"]
+    return [*words, "--journal", str(made.usage / f"journal-{region}-front.sqlite")]
+
+
+def edge_words(made: World, fleet: Path) -> list[str]:
+    words = ["edge", "serve", "--fleet", str(fleet), "--secret-file", str(made.home / "secret")]
+    words += ["--keys-dir", str(made.home / "keys"), "--cache-dir", str(made.home / "cache")]
+    return [*words, "--ledger", str(made.usage / "ledger.sqlite")]
+
+
+def _start_edge(made: World, shape: Shape) -> None:
     rows = []
     for region in shape.regions:
         latitude, longitude = PLACES[region]
@@ -249,9 +266,7 @@ def _start_edge(made: World, shape: Shape, secret: Path) -> None:
         )
     fleet = made.home / "fleet.toml"
     fleet.write_text("\n".join(rows))
-    words = ["edge", "serve", "--fleet", str(fleet), "--secret-file", str(secret)]
-    words += ["--keys-dir", str(made.home / "keys"), "--cache-dir", str(made.home / "cache")]
-    start(made, "edge", [*words, *shape.edge_flags])
+    start(made, "edge", [*edge_words(made, fleet), *shape.edge_flags])
 
 
 async def _wait_ready(made: World) -> None:
