@@ -1,7 +1,8 @@
 """The usage of every request that was let in: one row a request id, however the request ended.
 
 The rows are written behind the requests, by a thread. A process that is killed loses those of the
-requests it was answering: `fleet reconcile` makes them of the fronts' journals.
+requests it was answering, and of the few that ended in its last milliseconds: `fleet reconcile`
+makes them of the fronts' journals.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -37,6 +38,7 @@ from routing.link_frames import LinkStats, Pace
 from routing.link_server import Stream, link_route
 from routing.logs import log
 from routing.region import ProcessReport, RegionReport
+from routing.rows import CANNOT
 from routing.secret import NeedsSecret, bearer, read_secret
 from routing.serving import address, listening_socket, serve_app
 
@@ -246,5 +248,8 @@ def run(settings: FrontSettings) -> None:
     secret = read_secret(settings.secret_file)
     listener = listening_socket(settings.host, settings.port, settings.fd)
     drain = Drain(settings.grace_s)
-    app = create_app(settings, secret, address(listener), drain=drain)
+    try:
+        app = create_app(settings, secret, address(listener), drain=drain)
+    except CANNOT as exc:
+        sys.exit(f"--journal {settings.journal}: {exc}")
     serve_app(app, host=settings.host, port=settings.port, fd=listener.detach(), drain=drain)

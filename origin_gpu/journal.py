@@ -61,9 +61,13 @@ def open_journal(path: Path, settings: FrontSettings, clock: Callable[[], float]
 
 
 def prune(connection: sqlite3.Connection, *, before: float, most: int) -> int:
-    """Drop rows that ended earlier, and all but the last `most`; how many those were."""
-    found = connection.execute("SELECT max(rowid) FROM journal").fetchone()[0] or 0
+    """Drop rows that ended earlier, and all but the last `most`; how many those were.
+
+    The last of all is kept: from its number one sees that there were others.
+    """
+    last = connection.execute("SELECT max(rowid) FROM journal").fetchone()[0] or 0
     dropped = connection.execute(
-        "DELETE FROM journal WHERE ended < ? OR rowid <= ?", (before, found - most)
+        "DELETE FROM journal WHERE (ended < ? AND rowid < ?) OR rowid <= ?",
+        (before, last, last - most),
     )
     return dropped.rowcount

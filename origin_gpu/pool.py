@@ -64,7 +64,7 @@ class Member:
         self.watching: Call | None = None
         self.watch_ended = Wake()
         self.leaving = False  # it gets nothing new, and is forgotten when it has nothing left
-        self.scope = anyio.CancelScope()  # of what keeps it
+        self.scope: anyio.CancelScope | None = None  # of what keeps it, while that runs
 
     def candidate(self, cached_tokens: int = 0) -> Candidate | None:
         """As `place` sees it; None unless it is ready."""
@@ -149,7 +149,7 @@ class Pool:
 
     async def _keep(self, member: Member) -> None:
         """A link to it, and a watch, until it is forgotten."""
-        with member.scope:
+        with anyio.CancelScope() as member.scope:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(member.link.run)
                 tasks.start_soon(self._keep_watching, member)
@@ -162,7 +162,8 @@ class Pool:
         if member.leaving and self.members.get(member.at.name) is member:
             del self.members[member.at.name]
             self.prefixes.forget(member.at.name)
-            member.scope.cancel()
+            if member.scope is not None:
+                member.scope.cancel()
             self._spread_the_table()
 
     def rows(self) -> list[WorkerRow]:

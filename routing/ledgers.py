@@ -12,7 +12,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from routing.reconcile import Compared, Finding, Missing, Over, Short, compare
+from routing.reconcile import Compared, Finding, Missing, Over, Short, Twice, compare
 from routing.rows import by_request, connected, write
 from routing.usage import JOURNAL, LEDGER
 
@@ -32,8 +32,8 @@ class Reconciled(Struct, frozen=True, kw_only=True):
     def settled(self) -> bool:
         """Whether nothing is left that somebody should do something about."""
         missing = sum(isinstance(it, Missing) for it in self.findings)
-        over = any(isinstance(it, Over) for it in self.findings)
-        return missing == self.applied and not over
+        wrong = any(isinstance(it, Over | Twice) for it in self.findings)
+        return missing == self.applied and not wrong
 
     def lines(self) -> list[str]:
         """In words: a line a finding, then the sums."""
@@ -41,7 +41,7 @@ class Reconciled(Struct, frozen=True, kw_only=True):
         said = [_line(it) for it in self.findings]
         said.append(
             f"{seen.requests} requests; {len(self.findings)} differ; {self.applied} rows added; "
-            f"{seen.waiting} ended too recently to be missed"
+            f"{seen.waiting} more ended too recently to be judged"
         )
         said.append(
             f"completion tokens: {seen.told} in ledgers, {seen.made} in journals, "
@@ -91,8 +91,8 @@ _by_id = attrgetter("request_id")
 
 
 def _known_from(journal: sqlite3.Connection) -> float:
-    """Since when it is complete: its oldest row may be the oldest that was not dropped."""
-    first, oldest = journal.execute("SELECT min(rowid), min(started) FROM journal").fetchone()
+    """Since when it is complete. What was dropped ended before all that is left did."""
+    first, oldest = journal.execute("SELECT min(rowid), min(ended) FROM journal").fetchone()
     return float("-inf") if first in {None, 1} else float(oldest)
 
 
@@ -116,3 +116,6 @@ def _line(finding: Finding) -> str:
             return f"short    {request_id}  told {told} tokens, journals know of {known}"
         case Over(request_id=request_id, told=told, made=made):
             return f"over     {request_id}  told {told} tokens, of {made} that were made"
+        case Twice(request_id=request_id, rows=rows):
+            sources = ", ".join(row.source for row in rows)
+            return f"twice    {request_id}  rows in {len(rows)} ledgers, made by {sources}"

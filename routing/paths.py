@@ -11,7 +11,7 @@ from pathlib import Path
 class Paths:
     config: Path  # keys, revocations: keep
     cache: Path  # models, tokenizers: may be deleted
-    state: Path  # running fleets: sockets, logs, process ids
+    state: Path  # running fleets: sockets, logs, process ids; and usage, which is to be kept
 
 
 def paths(environ: Mapping[str, str]) -> Paths:

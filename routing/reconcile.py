@@ -41,15 +41,22 @@ class Over(Struct, frozen=True, kw_only=True, tag="over"):
     made: int
 
 
-Finding = Missing | Short | Over
+class Twice(Struct, frozen=True, kw_only=True, tag="twice"):
+    """Several ledgers have it: added to one while its edge, which writes another, was at it."""
+
+    request_id: str
+    rows: tuple[LedgerRow, ...]
+
+
+Finding = Missing | Short | Over | Twice
 
 
 class Compared(Struct, kw_only=True):
     """What was looked at so far."""
 
-    requests: int = 0  # in both, or in one of them
-    waiting: int = 0  # in journals only, and so new that their edges may still be at it
-    told: int = 0  # completion tokens of ledger rows that were compared
+    requests: int = 0  # on either side
+    waiting: int = 0  # that differ, and are so new that what lacks may follow
+    told: int = 0  # completion tokens of ledger rows whose journals are complete
     made: int = 0  # of the same requests, each index once
     twice: int = 0  # tokens made once more, as nobody had heard them
 
@@ -65,33 +72,45 @@ def compare(
 ) -> Iterator[Finding]:
     """What differs, both sides being in the order of request ids.
 
-    Requests that ended later than `ended_before` may be missing, those from before `known_from`
-    may have been dropped from the journals. `account_of`: a tenant's, or "".
+    Of requests that ended later than `ended_before` something may be missing yet, on either side;
+    of those from before `known_from`, journals may have dropped it. `account_of` gives a tenant's,
+    or "".
     """
     for request_id, group in groupby(merge(ledger, journals, key=_by_id), key=_by_id):
         rows = list(group)
-        told = next((row for row in rows if isinstance(row, LedgerRow)), None)
+        told = [row for row in rows if isinstance(row, LedgerRow)]
         made = [row for row in rows if isinstance(row, JournalRow)]
         seen.requests += 1
-        if told is None:
-            if max(row.ended for row in made) < ended_before:
-                yield Missing(request_id=request_id, row=_told_by(made, account_of))
-            else:
-                seen.waiting += 1
-        elif made or told.started >= known_from:
-            finding = _difference(told, made, seen)
-            if finding is not None:
-                yield finding
+        if len(told) > 1:
+            yield Twice(request_id=request_id, rows=tuple(told))
+        finding: Finding | None
+        if told:
+            own = next((row for row in told if row.source == "edge"), told[0])
+            known = own.started >= known_from
+            ended = own.ended
+            finding = _difference(own, made, seen) if known else _excess(own, made)
+        else:
+            ended = max(row.ended for row in made)
+            finding = Missing(request_id=request_id, row=_told_by(made, account_of))
+        if finding is not None and ended < ended_before:
+            yield finding
+        elif finding is not None:
+            seen.waiting += 1
 
 
-def _difference(told: LedgerRow, made: Sequence[JournalRow], seen: Compared) -> Finding | None:
-    count, end = num_made(made), max((_end(row) for row in made), default=0)
+def _difference(told: LedgerRow, made: Sequence[JournalRow], seen: Compared) -> Short | Over | None:
+    count = num_made(made)
     seen.told += told.completion_tokens
     seen.made += count
     seen.twice += sum(row.new_tokens for row in made) - count
     known = num_made(made, first=told.completion_tokens)
     if known < told.completion_tokens:
         return Short(request_id=told.request_id, told=told.completion_tokens, known=known)
+    return _excess(told, made)
+
+
+def _excess(told: LedgerRow, made: Sequence[JournalRow]) -> Over | None:
+    end = max(map(_end, made), default=0)
     if told.whole and end > told.completion_tokens:
         return Over(request_id=told.request_id, told=told.completion_tokens, made=end)
     return None
@@ -120,17 +139,17 @@ def _told_by(rows: Sequence[JournalRow], account_of: Callable[[str], str]) -> Le
     """
     rows = sorted(rows, key=lambda row: row.started)
     last = rows[-1]
-    spoke = [row.region for row in rows if row.new_tokens]
+    spoke = [row for row in rows if row.new_tokens]
     return LedgerRow(
         request_id=last.request_id,
         account=account_of(last.tenant),
         key_id="",
         tenant=last.tenant,
         model=last.model,
-        regions=",".join(spoke),
+        regions=",".join(row.region for row in spoke),
         prompt_tokens=last.prompt_tokens,
         completion_tokens=max(map(_end, rows)),
-        cached_tokens=rows[0].cached_tokens,
+        cached_tokens=(spoke or rows)[0].cached_tokens,
         outcome=last.outcome,
         whole=last.outcome in {"stop", "length"},
         started=rows[0].started,

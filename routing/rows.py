@@ -55,8 +55,13 @@ def _make(connection: sqlite3.Connection, path: Path, table: Table[Row]) -> None
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version not in {0, VERSION}:
             raise WrongFile(f"{path}: version {version}, where {VERSION} is known here")
-        for statement in (table.schema, *table.keys, f"PRAGMA user_version = {VERSION}"):
-            connection.execute(statement)
+        query = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+        tables = [row[0] for row in connection.execute(query)]
+        if not tables:
+            for statement in (table.schema, *table.keys, f"PRAGMA user_version = {VERSION}"):
+                connection.execute(statement)
+        elif tables != [table.name]:  # a journal taken for a ledger, or somebody else's file
+            raise WrongFile(f"{path}: no {table.name}, but tables {', '.join(sorted(tables))}")
         connection.execute("COMMIT")
         found = [row[1] for row in connection.execute(f"PRAGMA table_info({table.name})")]
         if tuple(found) != table.columns:
@@ -136,7 +141,8 @@ class RowWriter(Generic[Row]):
     @property
     def num_pending(self) -> int:
         """Rows that are not in the file yet."""
-        return len(self._pending) + len(self._taken)
+        with self._news:
+            return len(self._pending) + len(self._taken)
 
     def put(self, row: Row) -> None:
         """Have it written soon; after `close`, at once."""

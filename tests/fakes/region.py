@@ -310,7 +310,9 @@ class FakeRegion:
 
 
 @asynccontextmanager
-async def fake_region(*workers: FakeWorker) -> AsyncGenerator[FakeRegion, None]:
+async def fake_region(
+    *workers: FakeWorker, journal: Path | None = None
+) -> AsyncGenerator[FakeRegion, None]:
     """The region made of `workers`, once its front knows them all."""
     held: dict[str, anyio.Event] = {}
     servers = {}
@@ -326,6 +328,7 @@ async def fake_region(*workers: FakeWorker) -> AsyncGenerator[FakeRegion, None]:
             workers=tuple(WorkerAt(name=w.name, role=w.role, url=w.url) for w in workers),
             secret_file=Path("read-by-run-only"),
             local_tokens=0,
+            journal=journal,
         )
         listener = listening_socket("127.0.0.1", 0)
         front = Serving(create_app(settings, SECRET, address(listener), pace=BRISK), listener)

@@ -79,6 +79,24 @@ def test_what_it_logs_are_lines_of_json(tmp_path: Path) -> None:
         assert "127.0.0.1:9" in line["url"]
 
 
+def test_a_journal_that_cannot_be_one_is_told_in_a_line(tmp_path: Path) -> None:
+    make_secret(tmp_path / "secret")
+    (tmp_path / "notes").write_text("not a database, and longer than its header is" * 9)
+    words = ["--name", "f", "--region", "r", "--secret-file", str(tmp_path / "secret")]
+    words += ["--worker", "w=both@http://h:1", "--journal", str(tmp_path / "notes")]
+    done = subprocess.run(
+        [sys.executable, "-m", "origin_gpu", "front", *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"--journal {tmp_path / 'notes'}: " in done.stderr
+    assert "not a database" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_worker_it_cannot_read_is_a_usage_error() -> None:
     words = ("--name", "f", "--region", "r", "--secret-file", "s", "--worker", "w=boss@http://h:1")
     done = subprocess.run(

@@ -1,21 +1,14 @@
-"""Ledgers against journals, worked out by hand; and as an operator types it."""
+"""Ledgers against journals, worked out by hand."""
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
-from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 
-from routing.ledgers import NoUsage, found_files, reconcile
-from routing.reconcile import Compared, Finding, Missing, Over, Short, compare, num_made
-from routing.rows import by_request, connected, write
-from routing.usage import JOURNAL, LEDGER, JournalRow, LedgerRow
-from tests.routing.test_rows import ledger_rows, made, told
+from routing.reconcile import Compared, Finding, Missing, Over, Short, Twice, compare, num_made
+from routing.usage import JournalRow, LedgerRow
+from tests.routing.test_rows import made, told
 
 
 def findings(
@@ -78,6 +71,10 @@ def test_a_killed_front_leaves_a_gap() -> None:
 def test_what_journals_have_dropped_is_not_missed() -> None:
     old, new = told("a", started=9.0), told("b", started=30.0)
     assert findings([old, new], [], known_from=20.0) == [Short(request_id="b", told=5, known=0)]
+    first_part_dropped = [made("a", first_token=3, new_tokens=2)]
+    assert not findings([old], first_part_dropped, known_from=20.0)
+    more = [made("a", first_token=3, new_tokens=4)]
+    assert findings([old], more, known_from=20.0) == [Over(request_id="a", told=5, made=7)]
 
 
 def test_a_missing_row_is_made_of_all_its_parts() -> None:
@@ -109,6 +106,31 @@ def test_a_request_that_has_just_ended_is_not_missed_yet() -> None:
     assert seen.waiting == 1
 
 
+def test_a_front_may_write_its_row_after_the_edge() -> None:
+    """Or have been read before."""
+    assert not findings([told("a", ended=100.5)], [])
+
+
+def test_a_request_in_two_ledgers_is_told_and_judged_by_its_edges_own_row() -> None:
+    """Added to one while its edge, which writes another, was still at it."""
+    guessed, own = told("a", completion_tokens=3, source="journal"), told("a")
+    rows = (guessed, own)
+    assert findings(list(rows), [made("a")]) == [Twice(request_id="a", rows=rows)]
+
+
+def test_a_region_that_refused_is_not_said_to_have_spoken() -> None:
+    """It was asked first, and made nothing: neither it nor what it had cached is in the row."""
+    parts = [
+        made("a", new_tokens=0, cached_tokens=0, outcome="no_capacity"),
+        made("a", region="enam", cached_tokens=2, started=10.5, outcome="stop"),
+    ]
+    [missing] = findings([], parts)
+    assert isinstance(missing, Missing)
+    row = missing.row
+    assert (row.regions, row.cached_tokens, row.outcome) == ("enam", 2, "stop")
+    assert (row.whole, row.started) == (True, 10.0)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_any_walk_over_regions_is_recognised(seed: int) -> None:
     """However a request is broken off and resumed, with whatever was made and not heard: its row
@@ -134,77 +156,3 @@ def test_any_walk_over_regions_is_recognised(seed: int) -> None:
     rebuilt = {it.request_id: it.row.completion_tokens for it in found if isinstance(it, Missing)}
     assert rebuilt == {row.request_id: row.completion_tokens for row in lost}
     assert len(found) == len(lost)
-
-
-def files(folder: Path, ledger: list[LedgerRow], journals: list[JournalRow]) -> Path:
-    usage = folder / "state" / "usage"
-    with connected(usage / "ledger.sqlite", LEDGER) as connection:
-        write(connection, LEDGER, ledger)
-    for front in ("weur-front", "enam-front"):
-        with connected(usage / f"journal-{front}.sqlite", JOURNAL) as connection:
-            write(connection, JOURNAL, [row for row in journals if row.front == front])
-    return usage
-
-
-def fleet(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "routing", "reconcile", *words],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "EDGEFIRE_HOME": str(home)},
-        timeout=60,
-        check=False,
-    )
-
-
-def test_as_an_operator_types_it(tmp_path: Path) -> None:
-    """Listed, then added, then agreed with, as often as it is asked."""
-    parts = [
-        made("b", new_tokens=2, outcome="aborted"),
-        made("b", front="enam-front", region="enam", first_token=2, new_tokens=7, started=10.5),
-    ]
-    usage = files(tmp_path, [told("a")], [made("a"), *parts])
-    listed = fleet(tmp_path)
-    assert listed.returncode == 1, listed.stderr
-    row, sums, tokens = listed.stdout.splitlines()
-    assert row == "missing  b  acme, weur,enam, length: 2 prompt + 9 completion tokens"
-    assert sums.startswith("2 requests; 1 differ; 0 rows added")
-    assert tokens == "completion tokens: 5 in ledgers, 5 in journals, and 0 made twice"
-    added = fleet(tmp_path, "--apply")
-    assert added.returncode == 0
-    assert "1 rows added" in added.stdout
-    again = fleet(tmp_path, "--apply")
-    assert again.returncode == 0
-    assert "2 requests; 0 differ; 0 rows added" in again.stdout
-    assert "completion tokens: 14 in ledgers, 14 in journals" in again.stdout
-    assert [(r.request_id, r.source) for r in ledger_rows(usage / "ledger.sqlite")] == [
-        ("a", "edge"),
-        ("b", "journal"),
-    ]
-
-
-def test_without_files_it_says_so(tmp_path: Path) -> None:
-    done = fleet(tmp_path)
-    assert done.returncode == 1
-    assert "a ledger and a journal are needed" in done.stderr
-    with pytest.raises(NoUsage, match="no such file"):
-        reconcile([tmp_path / "no"], [], settle_s=0, apply=False)
-
-
-def test_new_requests_are_not_touched(tmp_path: Path) -> None:
-    now = datetime.now(UTC).timestamp()
-    usage = files(tmp_path, [told("a")], [made("a"), made("b", started=now, ended=now)])
-    ledgers, journals = found_files(usage)
-    done = reconcile(ledgers, journals, settle_s=60, apply=True)
-    assert (done.applied, done.seen.waiting, done.findings) == (0, 1, ())
-    done = reconcile(ledgers, journals, settle_s=-1, apply=True)
-    assert done.applied == 1
-
-
-def test_two_edges_with_a_ledger_each(tmp_path: Path) -> None:
-    one = files(tmp_path / "one", [told("a")], [made("a"), made("b")])
-    two = files(tmp_path / "two", [told("b")], [])
-    ledgers = [one / "ledger.sqlite", two / "ledger.sqlite"]
-    assert reconcile(ledgers, found_files(one)[1], settle_s=0, apply=False).findings == ()
-    with connected(two / "ledger.sqlite", LEDGER) as connection:
-        assert [row.request_id for row in by_request(connection, LEDGER)] == ["b"]

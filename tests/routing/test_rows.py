@@ -163,16 +163,17 @@ def test_a_file_that_is_locked_for_a_time_costs_no_row(
 
 
 def test_what_cannot_be_written_for_too_long_is_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(rows_module, "BUSY_S", 0.05)
+    monkeypatch.setattr(rows_module, "RETRY_S", 0.05)
     monkeypatch.setattr(rows_module, "MOST_PENDING", 3)
     path = tmp_path / "ledger.sqlite"
     writer = RowWriter(path, LEDGER)
     with connected(path, LEDGER) as other:
         other.execute("BEGIN IMMEDIATE")
         writer.put(told("0"))
-        until(lambda: writer._taken != [] or writer.num_lost > 0)
+        until(lambda: "usage was not written" in caplog.text)
         for n in range(1, 9):
             writer.put(told(str(n)))
         assert writer.num_pending + writer.num_lost == 9
@@ -198,6 +199,20 @@ def test_other_files_are_refused_and_left_alone(tmp_path: Path) -> None:
     with pytest.raises(WrongFile, match="not a database"):
         RowWriter(text, LEDGER)
     assert text.read_text().startswith("not a database")
+    foreign = tmp_path / "bookmarks.sqlite"
+    with sqlite3.connect(foreign) as theirs:
+        theirs.execute("CREATE TABLE bookmarks (url TEXT)")
+    theirs.close()
+    with pytest.raises(WrongFile, match="no ledger, but tables bookmarks"):
+        RowWriter(foreign, LEDGER)
+    with sqlite3.connect(foreign) as theirs:
+        assert theirs.execute("SELECT count(*) FROM sqlite_master").fetchone() == (1,)
+        assert theirs.execute("PRAGMA user_version").fetchone() == (0,)
+    theirs.close()
+    with connected(tmp_path / "journal.sqlite", JOURNAL):
+        pass
+    with pytest.raises(WrongFile, match="no ledger, but tables journal"):
+        RowWriter(tmp_path / "journal.sqlite", LEDGER)
     later = tmp_path / "later.sqlite"
     with connected(later, LEDGER) as connection:
         connection.execute("PRAGMA user_version = 2")

@@ -20,7 +20,18 @@ from origin_gpu.handover import Peer, Watch, Watched, WorkerEvent
 from routing import wire
 from routing.link import Link
 from tests.system.procs import wait_ready
-from tests.system.world import MODEL, PLACES, ROOT, Process, Shape, World, frames, start, world
+from tests.system.world import (
+    MODEL,
+    PLACES,
+    ROOT,
+    Process,
+    Shape,
+    World,
+    edge_words,
+    frames,
+    start,
+    world,
+)
 from tests.system.world import worker_words as words_of
 
 PATIENCE_S = 30.0  # for what is sure to come, on a busy machine
@@ -235,9 +246,7 @@ async def another_edge(w: World, urls: Mapping[str, str], *flags: str) -> None:
     ]
     fleet = w.home / "another-fleet.toml"
     fleet.write_text("\n".join(rows))
-    words = ["edge", "serve", "--fleet", str(fleet), "--secret-file", str(w.home / "secret")]
-    words += ["--keys-dir", str(w.home / "keys"), "--cache-dir", str(w.home / "cache")]
-    await wait_ready(w, start(w, "edge", [*words, *flags]))
+    await wait_ready(w, start(w, "edge", [*edge_words(w, fleet), *flags]))
 
 
 @asynccontextmanager

@@ -31,7 +31,7 @@ from tests.system.faults import (
     worker_words,
 )
 from tests.system.procs import linked, wait_ready, worker_processes
-from tests.system.world import Shape, World, counted, world
+from tests.system.world import Shape, World, counted, front_words, world
 
 pytestmark = pytest.mark.system
 
@@ -78,7 +78,7 @@ async def test_a_process_that_restarts_at_its_address_serves_again(
         before = (await w.worker(name)).epoch if name != "weur-front" else ""
         words = {
             "weur-prefill": worker_words(w, "prefill", shape=shape),
-            "weur-front": front_words(w),
+            "weur-front": front_words(w, "weur"),
         }[name]
         heard = Heard()
         async with anyio.create_task_group() as tasks:
@@ -289,10 +289,3 @@ async def test_kv_that_fits_all_the_same_is_taken(tmp_path: Path) -> None:
                     rest = [event async for event in events]
             assert [*given.first.ids, *ids(rest)] == list(range(66, 74))
         await made.settled("weur-prefill", "weur-decode")
-
-
-def front_words(w: World) -> list[str]:
-    words = ["origin_gpu", "front", "--region", "weur", "--secret-file", str(w.home / "secret")]
-    for role in ("prefill", "decode"):
-        words += ["--worker", f"weur-{role}={role}@{w.processes[f'weur-{role}'].url}"]
-    return words

@@ -93,6 +93,11 @@ class World:
     def edge(self) -> Process:
         return self.processes["edge"]
 
+    @property
+    def usage(self) -> Path:
+        """The folder of the ledger and of the fronts' journals, where `fleet` has them."""
+        return self.home / "state" / "usage"
+
     def headers(self, near: dict[str, str] = NEAR_WEUR) -> dict[str, str]:
         return {"authorization": f"Bearer {self.key}", **near}
 
@@ -187,8 +192,8 @@ async def world(home: Path, shape: Shape | None = None) -> AsyncIterator[World]:
     async with httpx2.AsyncClient(timeout=60, limits=limits) as client:
         made = World(home, secret.read_text(), client)
         try:
-            _start_regions(made, shape, folder, secret)
-            _start_edge(made, shape, secret)
+            _start_regions(made, shape, folder)
+            _start_edge(made, shape)
             made.key = edge_key(home, "create", "--account", ACCOUNT)
             await _wait_ready(made)
             yield made
@@ -234,20 +239,37 @@ def worker_words(made: World, shape: Shape, region: str, role: str, folder: Path
     return [*words, "--engine-command", engine, *shape.worker_flags]
 
 
-def _start_regions(made: World, shape: Shape, folder: Path, secret: Path) -> None:
+def _start_regions(made: World, shape: Shape, folder: Path) -> None:
     for region in shape.regions:
-        flags: list[str] = []
         for role in shape.roles:
             for n in range(1, shape.copies + 1):
                 name = f"{region}-{role}" + (f"-{n}" if n > 1 else "")
-                process = start(made, name, worker_words(made, shape, region, role, folder))
-                flags += ["--worker", f"{name}={role.partition('-')[0]}@{process.url}"]
-        words = ["origin_gpu", "front", "--region", region, "--secret-file", str(secret), *flags]
-        words += ["--local-tokens", "0", *shape.front_flags]  # 0: short prompts are split as well
-        start(made, f"{region}-front", words)
+                start(made, name, worker_words(made, shape, region, role, folder))
+        words = front_words(made, region, shape.roles, shape.copies)
+        start(made, f"{region}-front", [*words, *shape.front_flags])
 
 
-def _start_edge(made: World, shape: Shape, secret: Path) -> None:
+def front_words(
+    made: World, region: str, roles: Sequence[str] = ("prefill", "decode"), copies: int = 1
+) -> list[str]:
+    """Of a front whose workers are started. It has short prompts split as well as long ones."""
+    words = ["origin_gpu", "front", "--region", region, "--secret-file", str(made.home / "secret")]
+    for role in roles:
+        for n in range(1, copies + 1):
+            name = f"{region}-{role}" + (f"-{n}" if n > 1 else "")
+            at = f"{role.partition('-')[0]}@{made.processes[name].url}"
+            words += ["--worker", f"{name}={at}"]
+    words += ["--local-tokens", "0"]
+    return [*words, "--journal", str(made.usage / f"journal-{region}-front.sqlite")]
+
+
+def edge_words(made: World, fleet: Path) -> list[str]:
+    words = ["edge", "serve", "--fleet", str(fleet), "--secret-file", str(made.home / "secret")]
+    words += ["--keys-dir", str(made.home / "keys"), "--cache-dir", str(made.home / "cache")]
+    return [*words, "--ledger", str(made.usage / "ledger.sqlite")]
+
+
+def _start_edge(made: World, shape: Shape) -> None:
     rows = []
     for region in shape.regions:
         latitude, longitude = PLACES[region]
@@ -258,9 +280,7 @@ def _start_edge(made: World, shape: Shape, secret: Path) -> None:
         )
     fleet = made.home / "fleet.toml"
     fleet.write_text("\n".join(rows))
-    words = ["edge", "serve", "--fleet", str(fleet), "--secret-file", str(secret)]
-    words += ["--keys-dir", str(made.home / "keys"), "--cache-dir", str(made.home / "cache")]
-    start(made, "edge", [*words, *shape.edge_flags])
+    start(made, "edge", [*edge_words(made, fleet), *shape.edge_flags])
 
 
 async def _wait_ready(made: World) -> None:
