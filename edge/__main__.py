@@ -66,6 +66,14 @@ def serve(  # noqa: PLR0913  one parameter a flag
         int | None, typer.Option(help="When the client names no max_tokens.", min=1)
     ] = None,
     body_limit_bytes: Annotated[int | None, typer.Option(help="Of a request.", min=1)] = None,
+    cold_s: Annotated[
+        float | None,
+        typer.Option(help="That a request waits for a model that is being loaded.", min=0.0),
+    ] = None,
+    stalled_reader_s: Annotated[
+        float | None,
+        typer.Option(help="A client that takes nothing for so long is hung up on.", min=0.1),
+    ] = None,
     grace_s: Annotated[
         float | None,
         typer.Option(help="That requests have to end once it is told to stop.", min=0.0),
@@ -81,6 +89,8 @@ def serve(  # noqa: PLR0913  one parameter a flag
         "budget_s": budget_s,
         "max_output_tokens": max_output_tokens,
         "body_limit_bytes": body_limit_bytes,
+        "cold_s": cold_s,
+        "stalled_reader_s": stalled_reader_s,
         "grace_s": grace_s,
     }
     logs.start(name)

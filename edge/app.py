@@ -52,7 +52,11 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
         places=Places(settings.trusted_proxies, settings.geo_db),
         clients=Clients(settings.stalled_reader_s),
         walk=Walk(
-            watch, texts, budget_s=settings.budget_s, max_output_tokens=settings.max_output_tokens
+            watch,
+            texts,
+            budget_s=settings.budget_s,
+            max_output_tokens=settings.max_output_tokens,
+            cold_s=settings.cold_s,
         ),
         drain=drain,
     )

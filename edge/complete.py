@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Self
 
+import anyio
 from anyio import CapacityLimiter
 
 from edge import upstream
@@ -22,11 +23,13 @@ from edge.transcript import Transcript
 from edge.watch import Watch
 from routing import wire
 from routing.affinity import prefix_key, session_key
-from routing.choose import Choice, Wanted, context_window, rank, refusal
+from routing.choose import Choice, Wanted, context_window, is_loading, rank, refusal
 from routing.errors import Code, Failure
 from routing.region import Place
 
 ENCODING_THREADS = 2  # for long prompts
+MOST_WAITING = 1000  # requests for models that are being loaded; others are told to come back
+LOOK_S = 0.1  # between looks whether one is there
 TEMPERATURE = 0.6  # Workers AI's documented default, where the model's makers advise nothing
 
 
@@ -144,22 +147,45 @@ class Tries:
 
 class Walk:
     def __init__(
-        self, watch: Watch, texts: TextStore, *, budget_s: float, max_output_tokens: int
+        self,
+        watch: Watch,
+        texts: TextStore,
+        *,
+        budget_s: float,
+        max_output_tokens: int,
+        cold_s: float,
     ) -> None:
         self._watch = watch
         self._texts = texts
         self._budget_s = budget_s
         self._max_output_tokens = max_output_tokens
         self._encoders = CapacityLimiter(ENCODING_THREADS)
+        self._cold_s = cold_s
+        self._num_waiting = 0
 
     async def wait_settled(self) -> None:
         """Until regions are known, or have had the time to be: moments, after the edge's start."""
         await self._watch.wait_settled()
 
-    def serves(self, model: str) -> None:
-        """Failure unless some region serves `model`: said before its input is looked at."""
-        if context_window(self._watch.known(), model) is None:
-            raise refusal(self._watch.known(), model, self._watch.now())
+    async def wait_served(self, model: str) -> None:
+        """Failure unless some region serves `model`: said before its input is looked at.
+
+        While a region is loading it, the request waits a while; so do others, up to a number.
+        """
+        regions = self._watch.known()
+        if context_window(regions, model) is not None:
+            return
+        if is_loading(regions, model) and self._num_waiting < MOST_WAITING:
+            self._num_waiting += 1
+            try:
+                with anyio.move_on_after(self._cold_s):
+                    while is_loading(self._watch.known(), model):  # noqa: ASYNC110  as reports come
+                        await anyio.sleep(LOOK_S)
+            finally:
+                self._num_waiting -= 1
+        regions = self._watch.known()
+        if context_window(regions, model) is None:
+            raise refusal(regions, model, self._watch.now())
 
     @asynccontextmanager
     async def complete(

@@ -118,7 +118,7 @@ class Run:
         with self._service.drain.until_cut():
             await self._service.walk.wait_settled()
             if (model := self._api.model(scope)) is not None:
-                self._check(model, record)
+                await self._check(model, record)
             body = await read_body(
                 scope,
                 receive,
@@ -143,7 +143,7 @@ class Run:
         ask = await self._parse(body, scope)
         record.stream = ask.stream
         if record.served_model is None:
-            self._check(ask.model, record)
+            await self._check(ask.model, record)
         spelled = self._api.answer(ask, record.request_id)
         reply = Reply(send, write_of(scope), spelled, record, stream=ask.stream)
         budget_s = self._service.settings.budget_s
@@ -158,9 +158,9 @@ class Run:
         except Failure as failure:
             await reply.fail(failure)
 
-    def _check(self, model: str, record: Record) -> None:
+    async def _check(self, model: str, record: Record) -> None:
         record.model = model[:_MOST_LOGGED]
-        self._service.walk.serves(model)
+        await self._service.walk.wait_served(model)
         record.served_model = model
 
     async def _parse(self, body: bytes, scope: Scope) -> Ask:

@@ -29,6 +29,7 @@ class Settings:
     budget_s: float = 300.0  # for a whole request, from its body's last byte to its last token
     max_output_tokens: int = 2048  # when the client names no max_tokens
     body_limit_bytes: int = 10_000_000  # as Workers AI documents for its payloads
+    cold_s: float = 10.0  # that a request waits for a model that is being loaded
     grace_s: float = GRACE_S  # that requests have to end once it is told to stop
     stalled_reader_s: float = 60.0  # a client that takes nothing for so long is hung up on
 
@@ -41,6 +42,8 @@ class EdgeTable(Struct, frozen=True, kw_only=True):
     budget_s: Annotated[float, Meta(gt=0)] | None = None
     max_output_tokens: Annotated[int, Meta(ge=1)] | None = None
     body_limit_bytes: Annotated[int, Meta(ge=1)] | None = None
+    cold_s: Annotated[float, Meta(ge=0)] | None = None
+    stalled_reader_s: Annotated[float, Meta(gt=0)] | None = None
     grace_s: Annotated[float, Meta(gt=0)] | None = None
 
 

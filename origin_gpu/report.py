@@ -15,12 +15,15 @@ def region_report(
 ) -> RegionReport:
     """The report of the region whose front says `front` of itself."""
     models = served_models(ready)
+    served = {it.model for it in models}
+    loading = sorted({name for it in workers for name in it.loading} - served)
     return RegionReport(
         region=front.region,
         epoch=front.epoch,
         room=room(ready),
         models=models,
         processes=(msgspec.structs.replace(front, models=models), *workers),
+        loading=tuple(loading),
     )
 
 

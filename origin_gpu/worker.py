@@ -164,6 +164,7 @@ class Worker:
             prompt_tokens_computed=gauges.prompt_tokens_computed,
             max_waiting=self.settings.max_waiting,
             models=models,
+            loading=() if hello or self.drain.begun else (self.settings.model,),
         )
 
     def _check(self, request: wire.Generate) -> None:

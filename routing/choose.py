@@ -19,6 +19,7 @@ from routing.health import Breaker
 from routing.region import ModelReport, Place, Region, RegionReport
 
 STALE_S = 5.0  # five reports missed: what it says of its room is history
+LOADING_RETRY_S = 5.0  # that a client is told while a model is loaded: it may take minutes
 NEAR_KM = 300.0  # about 3 ms of light in fibre, there and back: no client feels the difference
 NEAR_MS = 5.0  # the same, where only round trips are known
 
@@ -84,11 +85,19 @@ def context_window(regions: Iterable[Known], model: str) -> int | None:
     return max((report.max_sequence_tokens for report in serving if report), default=None)
 
 
+def is_loading(regions: Iterable[Known], model: str) -> bool:
+    """Whether `model` will be served by a region that is getting ready."""
+    return any(known.report and model in known.report.loading for known in regions)
+
+
 def refusal(regions: Sequence[Known], model: str, now: float) -> Failure:
     """Why `rank` came back empty, for the client."""
     serving = [known for known in regions if known.model(model)]
     if not any(known.report for known in regions):
         return Failure(Code.UNAVAILABLE, "no region has been reached yet", retry_after_s=1.0)
+    if not serving and is_loading(regions, model):
+        detail = f"{model} is being loaded"
+        return Failure(Code.UNAVAILABLE, detail, retry_after_s=LOADING_RETRY_S)
     if not serving and any(model in known.served for known in regions):
         detail = f"no region serves {model} at the moment"
         return Failure(Code.UNAVAILABLE, detail, retry_after_s=1.0)

@@ -50,6 +50,7 @@ class ProcessReport(Struct, frozen=True, kw_only=True):
     prompt_tokens_computed: int = 0  # since start: forward-pass tokens that belonged to a prompt
     max_waiting: int = 0  # requests it queues before it refuses
     models: tuple[ModelReport, ...] = ()
+    loading: tuple[str, ...] = ()  # models that it will serve once they are loaded
 
 
 class RegionReport(Struct, frozen=True, kw_only=True):
@@ -60,3 +61,4 @@ class RegionReport(Struct, frozen=True, kw_only=True):
     room: int
     models: tuple[ModelReport, ...]
     processes: tuple[ProcessReport, ...]
+    loading: tuple[str, ...] = ()  # models that no worker serves yet, and some will
