@@ -99,8 +99,8 @@ async def test_cancel_churn_leaks_no_slot(tmp_path: Path, num_requests: int) -> 
 
 
 async def test_a_reader_that_stops_holds_up_nobody(tmp_path: Path) -> None:
-    """Case 16: 20 clients that never read; a neighbour's answer comes, the memory of the edge is
-    bounded, and when they are gone nothing is left."""
+    """Case 16: 20 clients that never read; a neighbour's answer comes, and when they are gone
+    nothing is left."""
     flags = ("--kv-tokens", "262144", "--max-step-tokens", "4096")
     async with world(tmp_path, Shape(worker_flags=flags)) as w:
         async with anyio.create_task_group() as tasks:
@@ -114,6 +114,24 @@ async def test_a_reader_that_stops_holds_up_nobody(tmp_path: Path) -> None:
             tasks.cancel_scope.cancel()
         await nothing_in_flight(w)
         await w.settled(*WORKERS, within_s=PATIENCE_S)
+
+
+async def test_a_reader_that_has_stopped_for_too_long_is_hung_up_on(tmp_path: Path) -> None:
+    """Case 16: its idle time over, all that it held is free, though it never closes."""
+    shape = Shape(
+        worker_flags=("--kv-tokens", "262144", "--max-step-tokens", "4096"),
+        edge_flags=("--stalled-reader-s", "1"),
+    )
+    async with world(tmp_path, shape) as w, anyio.create_task_group() as tasks:
+        for _ in range(20):
+            await tasks.start(never_read, w)
+        heard = Heard()
+        await hear(w, heard, "!", 60)
+        assert (heard.text, heard.num_done) == (counted("!", 60), 1)
+        await wait_metric(w, "edge", ENDED, 20, outcome="stalled")
+        await nothing_in_flight(w)
+        await w.settled(*WORKERS)
+        tasks.cancel_scope.cancel()
 
 
 async def never_read(
