@@ -1,0 +1,1 @@
+"""`python -m loadtest.bench.soak`: a fleet under traffic and faults, and what is left of it."""
