@@ -32,9 +32,9 @@ class Ground:
     cache_dir: Path
     model_dir: Path
     device: Device
+    usage_dir: Path  # for the ledger and the journals
     cores: int
     say: Callable[[str], None]  # takes a line of news
-    usage_dir: Path | None = None  # for the ledger and the journals; None: none are kept
 
     @property
     def secret_file(self) -> Path:
@@ -66,7 +66,7 @@ def lay_out(fleet: FleetFile, ground: Ground) -> list[Command]:
     at = _listen(fleet.edge.host, fleet.edge.port, "the edge", ground.say)
     words = ["edge", "serve", "--fleet", str(ground.edge_file)]
     words += ["--keys-dir", str(ground.keys_dir), "--cache-dir", str(ground.cache_dir)]
-    words += _file_flag(ground.usage_dir, "ledger", "ledger")
+    words += ["--ledger", str(ground.usage_dir / "ledger.sqlite")]
     commands = [ground.command("edge-0", "", "edge", at, words)]
     fronts: dict[str, str] = {}
     for region in fleet.regions:
@@ -91,7 +91,7 @@ def front_command(
     words = ["origin_gpu", "front", "--region", region]
     for worker in workers:
         words += ["--worker", f"{worker.name}={worker.role}@{worker.url}"]
-    words += _file_flag(ground.usage_dir, "journal", f"journal-{name}")
+    words += ["--journal", str(ground.usage_dir / f"journal-{name}.sqlite")]
     return ground.command(name, region, "front", listener, words)
 
 
@@ -119,10 +119,6 @@ def _worker_flags(row: WorkerRow, ground: Ground) -> list[str]:
         if value is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]
     return words
-
-
-def _file_flag(folder: Path | None, flag: str, name: str) -> list[str]:
-    return [] if folder is None else [f"--{flag}", str(folder / f"{name}.sqlite")]
 
 
 def _listen(host: str, port: int, name: str, say: Callable[[str], None]) -> socket.socket:

@@ -16,6 +16,7 @@ from msgspec import Struct
 from routing.usage import JournalRow, LedgerRow
 
 _by_id = attrgetter("request_id")
+_ENDS = ("stop", "length")  # outcomes at a front that the model or max_tokens made
 
 
 class Missing(Struct, frozen=True, kw_only=True, tag="missing"):
@@ -110,10 +111,21 @@ def _difference(told: LedgerRow, made: Sequence[JournalRow], seen: Compared) -> 
 
 
 def _excess(told: LedgerRow, made: Sequence[JournalRow]) -> Over | None:
-    end = max(map(_end, made), default=0)
-    if told.whole and end > told.completion_tokens:
-        return Over(request_id=told.request_id, told=told.completion_tokens, made=end)
+    """Tokens of the region that ended the answer; another may have made more, which nobody heard,
+    and where regions compute differently, other ones."""
+    ended = [row for row in _in_order(made) if row.outcome in _ENDS]
+    if told.whole and ended and _end(ended[-1]) > told.completion_tokens:
+        return Over(request_id=told.request_id, told=told.completion_tokens, made=_end(ended[-1]))
     return None
+
+
+def _in_order(rows: Iterable[JournalRow]) -> list[JournalRow]:
+    """As they were asked. Clocks of two fronts may differ, so times come last."""
+
+    def place(row: JournalRow) -> tuple[int, bool, int, float]:
+        return row.first_token, row.outcome in _ENDS, row.new_tokens, row.started
+
+    return sorted(rows, key=place)
 
 
 def num_made(rows: Iterable[JournalRow], *, first: int | None = None) -> int:
@@ -137,7 +149,7 @@ def _told_by(rows: Sequence[JournalRow], account_of: Callable[[str], str]) -> Le
     They count what was made, which is at most a few tokens more than the client got; and tokens
     that a front which was lost as well had made, the next one was told of.
     """
-    rows = sorted(rows, key=lambda row: row.started)
+    rows = _in_order(rows)
     last = rows[-1]
     spoke = [row for row in rows if row.new_tokens]
     return LedgerRow(
@@ -148,11 +160,11 @@ def _told_by(rows: Sequence[JournalRow], account_of: Callable[[str], str]) -> Le
         model=last.model,
         regions=",".join(row.region for row in spoke),
         prompt_tokens=last.prompt_tokens,
-        completion_tokens=max(map(_end, rows)),
+        completion_tokens=_end(last),
         cached_tokens=(spoke or rows)[0].cached_tokens,
         outcome=last.outcome,
-        whole=last.outcome in {"stop", "length"},
-        started=rows[0].started,
-        ended=last.ended,
+        whole=last.outcome in _ENDS,
+        started=min(row.started for row in rows),
+        ended=max(row.ended for row in rows),
         source="journal",
     )

@@ -40,6 +40,7 @@ async def fleet(
             folder=folder,
             keys_dir=folder / "keys",
             cache_dir=folder / "cache",
+            usage_dir=folder / "usage",
             model_dir=pull_model(load_catalogue(None).row(MODEL), here.cache),
             device="cpu",
             cores=1,

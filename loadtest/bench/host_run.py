@@ -96,6 +96,7 @@ async def _fleet(
         keys_dir=folder / "keys",
         cache_dir=folder / "cache",
         model_dir=make_model(folder / "model"),
+        usage_dir=folder / "usage",
         device="cpu",
         cores=1,
         say=_say,

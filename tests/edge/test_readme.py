@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx2
 
+from edge.ledger import open_ledger
 from edge.metrics import Metrics
 from edge.settings import EdgeTable, Settings
 from edge.watch import Watch
@@ -32,10 +33,13 @@ def test_every_file_that_is_named_exists() -> None:
         assert (EDGE / name).exists() or (EDGE.parent / name).exists(), name
 
 
-async def test_every_metric_is_there() -> None:
+async def test_every_metric_is_there(tmp_path: Path) -> None:
     region = Region(name="r", url="http://127.0.0.1:9", place=Place(0, 0))
     async with httpx2.AsyncClient() as client:
-        text = Metrics(Watch([region], "s", client)).text().decode()
+        ledger = open_ledger(tmp_path / "ledger.sqlite", lambda: 0.0)
+        text = Metrics(Watch([region], "s", client), ledger).text().decode()
+        ledger.close()
+    assert "edgefire_edge_ledger_lost_total" in text
     for name, kind in re.findall(r"^# TYPE (\S+) (\w+)$", text, re.M):
         if name.endswith("_created"):
             continue

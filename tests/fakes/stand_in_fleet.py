@@ -52,6 +52,7 @@ def prepared(home: Path, *kinds: str) -> tuple[UpSettings, Prepared]:
         keys_dir=settings.keys_dir,
         cache_dir=settings.paths.cache,
         model_dir=folder,
+        usage_dir=folder,
         device="cpu",
         cores=1,
         say=lambda line: None,

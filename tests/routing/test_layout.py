@@ -12,6 +12,7 @@ import edge.settings as edge_settings
 from routing.children import Command
 from routing.fleetfile import DATA, read_fleet
 from routing.layout import Ground, lay_out
+from routing.ledgers import found_files
 
 Say = Callable[[str], None]
 
@@ -24,6 +25,7 @@ def ground(tmp_path: Path) -> Callable[[Say], Ground]:
             keys_dir=tmp_path / "keys",
             cache_dir=tmp_path / "cache",
             model_dir=tmp_path / "model",
+            usage_dir=tmp_path / "usage",
             device="cpu",
             cores=2,
             say=say,
@@ -72,6 +74,25 @@ def test_a_front_knows_its_own_workers_and_the_edge_every_front(
         by_name["weur-front"].url,
         by_name["enam-front"].url,
     }
+    close(commands)
+
+
+def test_edge_and_fronts_keep_usage_in_files_that_reconciliation_finds(
+    tmp_path: Path, ground: Callable[..., Ground]
+) -> None:
+    commands = lay_out(read_fleet(DATA / "fleet.toml"), ground())
+    usage = tmp_path / "usage"
+    ledgers = [Path(path) for command in commands for path in flag(command, "ledger")]
+    journals = [Path(path) for command in commands for path in flag(command, "journal")]
+    assert ledgers == [usage / "ledger.sqlite"]
+    assert [path.name for path in journals] == [
+        "journal-weur-front.sqlite",
+        "journal-enam-front.sqlite",
+    ]
+    usage.mkdir()
+    for path in (*ledgers, *journals):
+        path.touch()
+    assert found_files(usage) == (ledgers, sorted(journals))
     close(commands)
 
 

@@ -106,6 +106,23 @@ def test_a_request_that_has_just_ended_is_not_missed_yet() -> None:
     assert seen.waiting == 1
 
 
+def test_what_a_region_made_that_nobody_listened_to_is_neither_more_nor_told() -> None:
+    """It was paused, given up at 30, and had made 90 until it noticed; the next one ended at 40.
+    Its clock is behind, too."""
+    deaf = made("a", new_tokens=90, outcome="aborted", started=50.0, ended=60.0)
+    heard = made("a", region="enam", first_token=30, new_tokens=10, outcome="stop")
+    assert not findings([told("a", completion_tokens=40)], [deaf, heard])
+    [missing] = findings([], [deaf, heard])
+    assert isinstance(missing, Missing)
+    row = missing.row
+    assert (row.completion_tokens, row.outcome, row.regions) == (40, "stop", "weur,enam")
+    assert (row.started, row.ended) == (10.0, 60.0)
+    anew = made("a", region="enam", new_tokens=40, outcome="stop")
+    [missing] = findings([], [deaf, anew])
+    assert isinstance(missing, Missing)
+    assert (missing.row.completion_tokens, missing.row.outcome) == (40, "stop")
+
+
 def test_a_front_may_write_its_row_after_the_edge() -> None:
     """Or have been read before."""
     assert not findings([told("a", ended=100.5)], [])

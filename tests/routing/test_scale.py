@@ -90,7 +90,8 @@ async def region(
     """weur with a prefill and a decode worker, kept by children; new ones are `behaviour`."""
     (folder / "logs").mkdir()
     ground = Ground(
-        folder=folder, keys_dir=folder, cache_dir=folder, model_dir=folder, device="cpu", cores=1,
+        folder=folder, keys_dir=folder, cache_dir=folder, model_dir=folder, usage_dir=folder,
+        device="cpu", cores=1,
         say=lambda line: None,
     )  # fmt: skip
     make_secret(ground.secret_file)

@@ -74,3 +74,5 @@ def test_a_first_answer_then_every_process_and_block_then_nothing(
         launcher.communicate(timeout=STOP_S)
     assert launcher.returncode == 0
     assert not [one.name for one in processes if psutil.pid_exists(one.pid)]
+    said, _ = fleet(tmp_path, "reconcile", "--settle-s", "0").communicate(timeout=60)
+    assert said.startswith("1 requests; 0 differ; 0 rows added;")

@@ -10,6 +10,7 @@ one block that is shared by mistake, freed too early or lost on a hand-over make
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from array import array
 from collections.abc import Iterator
@@ -82,22 +83,27 @@ class ChecksumRunner:
         time.sleep(max(0.0, self._step_s - (time.monotonic() - began)))
         return with_stale(plan.rows, rows, results)
 
-    def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str) -> int:
+    def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, start: int = 0) -> int:
         (table,) = block_ids
-        ids = self._read(np.array(table, np.int32), num_tokens)
-        content = ids.tobytes() + bytes(_ID_BYTES * num_tokens)  # V holds nothing
-        assert len(content) == self._layout.exported_bytes(num_tokens)
-        with Path(path).open("xb") as file:
-            return file.write(content)
+        ids = self._read(np.array(table, np.int32), num_tokens)[start:]
+        with Path(path).open("r+b" if start else "xb") as file:
+            file.seek(0, os.SEEK_END)
+            file.write(ids.tobytes() + bytes(_ID_BYTES * len(ids)))  # V holds nothing
+            assert file.tell() == self._layout.exported_bytes(num_tokens)
+            return file.tell()
 
-    def adopt(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str) -> None:
+    def adopt(
+        self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, piece_ends: Seq[int] = ()
+    ) -> None:
         content = Path(path).read_bytes()
+        pieces = self._layout.pieces(num_tokens, piece_ends)
         expected = self._layout.exported_bytes(num_tokens)
         if len(content) != expected:
             raise ValueError(f"{len(content)} bytes for {num_tokens} tokens, not {expected}")
         (table,) = block_ids
-        ids = np.frombuffer(content, np.int32, num_tokens)
-        self._put(np.array(table, np.int32), 0, ids)
+        for start, end in pieces:
+            ids = np.frombuffer(content, np.int32, end - start, 2 * _ID_BYTES * start)
+            self._put(np.array(table, np.int32), start, ids)
 
     def _append(self, row: Row) -> None:
         """Take over the row's blocks."""

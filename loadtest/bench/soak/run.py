@@ -58,8 +58,9 @@ async def soak(asked: Soak, environ: Mapping[str, str]) -> tuple[str, bool]:
             clients.stopping = True
         late = await fleet.wait_ready()
         checks.append(Check(name="all ready again", problems=late, seen=_processes(fleet)))
-        served = await _served(Clients(urls, keys, asked.seed), len(urls))
-        checks.append(served)
+        last = Clients(urls, keys, asked.seed)  # without connections of before
+        checks.append(await _served(last, len(urls)))
+        clients.answers += last.answers
         seen = "in flight, waiting, held, free blocks, rows"
         checks.append(Check(name="back at the start", problems=await fleet.wait_idle(), seen=seen))
     deaths = Deaths(faults.done)
