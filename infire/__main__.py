@@ -23,6 +23,7 @@ from infire.loaded import Loaded
 from infire.notes import Hello
 from infire.scheduler import Scheduler
 from infire.serve import serve_process
+from infire.tier_files import make_tiers
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -66,6 +67,9 @@ class Settings:
     weights: str  # u12 or bf16: how matrices lie in memory, of a CPU or of a CUDA device
     max_draft_ids: int  # 0: no speculation
     prefix_cache: bool  # whether sequences that begin alike share KV
+    host_cache_bytes: int  # of it that the device has no place for, in memory
+    disk_cache_dir: Path | None  # and in files
+    disk_cache_bytes: int
     cache_dir: Path  # compiled kernels, packed weights: may be deleted
 
 
@@ -103,6 +107,13 @@ def serve(  # noqa: PLR0913  one parameter a flag
     prefix_cache: Annotated[
         bool, typer.Option(help="Share the KV of prompts that begin alike.")
     ] = True,
+    host_cache_bytes: Annotated[
+        int, typer.Option(min=0, help="Of KV that the device has no place for, in memory.")
+    ] = 0,
+    disk_cache_dir: Annotated[
+        Path | None, typer.Option(help="And in files, which a restart finds.", show_default=False)
+    ] = None,
+    disk_cache_bytes: Annotated[int, typer.Option(min=0, help="Of these.")] = 8 << 30,
     cache_dir: Annotated[
         Path | None, typer.Option(help="Compiled kernels, packed weights.", show_default=False)
     ] = None,
@@ -122,6 +133,9 @@ def serve(  # noqa: PLR0913  one parameter a flag
         weights=weights.value,
         max_draft_ids=max_draft_ids,
         prefix_cache=prefix_cache,
+        host_cache_bytes=host_cache_bytes,
+        disk_cache_dir=disk_cache_dir,
+        disk_cache_bytes=disk_cache_bytes,
         cache_dir=cache_dir or default_cache(os.environ),
     )
     for name, value in _IDLE_QUIETLY.items():
@@ -196,8 +210,14 @@ def load(settings: Settings) -> tuple[Hello, Engine]:
         prefix_cache=settings.prefix_cache,
     )
     pools = [BlockPool(count) for count in loaded.num_blocks]
+    tiers = make_tiers(
+        loaded.layout,
+        host_bytes=settings.host_cache_bytes,
+        folder=settings.disk_cache_dir,
+        disk_bytes=settings.disk_cache_bytes,
+    )
     scheduler = Scheduler(
-        pools, loaded.layout.groups, limits, model_digest=loaded.layout.model_digest
+        pools, loaded.layout.groups, limits, model_digest=loaded.layout.model_digest, tier=tiers
     )
     hello = Hello(
         model=settings.model,
@@ -211,7 +231,7 @@ def load(settings: Settings) -> tuple[Hello, Engine]:
         threads=settings.threads,
         load_s=loaded.load_s,
     )
-    return hello, Engine(scheduler, loaded.runner)
+    return hello, Engine(scheduler, loaded.runner, tiers=tiers)
 
 
 def _load_model(settings: Settings) -> Loaded:

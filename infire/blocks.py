@@ -37,6 +37,7 @@ class BlockPool:
         self.tags = [0] * num_blocks
         self.evicted: list[tuple[int, bytes]] = []  # block and key, since `take_news`
         self.added: list[bytes] = []  # keys, as above
+        self.unsaved: list[tuple[int, bytes]] = []  # evicted, still what it was till written to
         self._free = list(range(num_blocks - 1, -1, -1))  # a stack: what was used last is in cache
         self._idle: OrderedDict[int, None] = OrderedDict()  # keyed, nobody's; the oldest first
         self._num_owners = [0] * num_blocks
@@ -105,13 +106,14 @@ class BlockPool:
 
     def take_news(self) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
         """Keys that came since the last call and are here, and those that went and are not."""
-        if not self.added and not self.evicted:
-            return (), ()
         touched = dict.fromkeys([*self.added, *(key for _, key in self.evicted)])
-        self.added.clear()
-        self.evicted.clear()
+        self.added, self.evicted = [], []
         here = tuple([key for key in touched if key in self._block_of])
         return here, tuple([key for key in touched if key not in self._block_of])
+
+    def take_unsaved(self) -> list[tuple[int, bytes]]:
+        unsaved, self.unsaved = self.unsaved, []
+        return unsaved
 
     def idle(self) -> list[tuple[int, bytes]]:
         """Blocks that nobody has, with their keys, the first to be evicted first."""
@@ -150,6 +152,7 @@ class BlockPool:
         self._key_of[block] = None
         del self._block_of[key]
         self.evicted.append((block, key))
+        self.unsaved.append((block, key))
         return block
 
 
@@ -171,6 +174,19 @@ class KVSpace:
     @property
     def num_free(self) -> int:
         return sum(pool.num_free for _, pool in self._groups)
+
+    def take_unsaved(self) -> list[tuple[int, bytes]]:
+        """As of the one group: blocks evicted since the last call, with their keys."""
+        taken = [pool.take_unsaved() for _, pool in self._groups]
+        return taken[0] if len(taken) == 1 else []
+
+    def has(self, key: bytes, block: int | None = None) -> bool:
+        """Whether the first group has what `key` names, in this block if one is given."""
+        found = self._groups[0][1].find(key)
+        return found is not None and block in {None, found}
+
+    def idle(self) -> list[tuple[int, bytes]]:
+        return self._groups[0][1].idle()  # of the first group
 
     def take_news(self) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
         """Keys that came and went since the last call: of a group that forgets least."""

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 
+import msgspec
+
 from infire.admission import Refusal
 from infire.notes import (
     Adopted,
@@ -21,7 +23,9 @@ from infire.notes import (
 from infire.plan import Runner
 from infire.request import Sequence, Step
 from infire.scheduler import Adoption, Scheduler
+from infire.tiers import Tiers
 
+BLOCKS_A_REST = 16  # of the prefix cache that are written while there is nothing else to do
 PIECE_TOKENS = 256  # computed before one more piece of an export is written, but for the last
 
 
@@ -40,8 +44,15 @@ class Engine:
     """
 
     def __init__(
-        self, scheduler: Scheduler, runner: Runner, *, clock: Callable[[], float] = monotonic
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        *,
+        tiers: Tiers | None = None,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
+        """`tiers`: those that `scheduler` was given."""
+        self._tiers = tiers
         self._scheduler = scheduler
         self._runner = runner
         self._clock = clock
@@ -100,9 +111,12 @@ class Engine:
         """Make one step. None when there was nothing to compute and nothing to answer."""
         self._write_out()
         began = self._clock()
-        for adoption in self._scheduler.place():
+        adoptions = self._scheduler.place()
+        self._move_blocks()
+        for adoption in adoptions:
             self._adopt(adoption)
         plan = self._scheduler.plan()
+        self._move_blocks()
         steps: list[Step] = []
         if plan:
             steps = self._scheduler.commit(plan, self._runner.run(plan))
@@ -113,10 +127,54 @@ class Engine:
         if not plan and not self._answers:
             return None
         answers, self._answers = tuple(self._answers), []
-        return Results(self.gauges(), tuple(steps), answers, *self._scheduler.take_cache_news())
+        return Results(self.gauges(), tuple(steps), answers, *self._cache_news())
+
+    def rest(self) -> bool:
+        """Use a time without work: write some of what would be lost with this process. Whether
+        there was something."""
+        tiers = self._tiers
+        if tiers is None:
+            return False
+        blocks = [it for it in self._scheduler.idle_blocks() if not tiers.is_kept(it[1])]
+        for block, key in blocks[-BLOCKS_A_REST:]:  # what was used last first
+            tiers.write(key, self._runner.save(block))
+        return bool(blocks)
 
     def gauges(self) -> Gauges:
-        return self._scheduler.gauges(self._step_s)
+        gauges = self._scheduler.gauges(self._step_s)
+        if (tiers := self._tiers) is None:
+            return gauges
+        return msgspec.structs.replace(
+            gauges,
+            host_blocks=tiers.num_host,
+            disk_blocks=tiers.num_disk,
+            host_blocks_found=tiers.num_found["host"],
+            disk_blocks_found=tiers.num_found["disk"],
+        )
+
+    def _move_blocks(self) -> None:
+        """Before anything is written to blocks: what was evicted goes to the tiers, and what was
+        found there to the device."""
+        fills, unsaved = self._scheduler.take_fills(), self._scheduler.take_unsaved()
+        if self._tiers is None:
+            return
+        not_loaded = {(block, key): content for block, key, content in fills}
+        for block, key in unsaved:
+            content = not_loaded.get((block, key))
+            self._tiers.put(key, self._runner.save(block) if content is None else content)
+        for block, key, content in fills:
+            if self._scheduler.has_cached(key, block):  # else evicted again, for another
+                self._runner.load(block, content)
+
+    def _cache_news(self) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+        """Keys that came and went, of the device and the tiers behind it taken together."""
+        came, went = self._scheduler.take_cache_news()
+        if (tiers := self._tiers) is None:
+            return came, went
+        also, gone = tiers.take_news()
+        lost = [key for key in went if not tiers.has(key)]
+        lost += [key for key in gone if not self._scheduler.has_cached(key)]
+        return (*came, *also), tuple(lost)
 
     def _write_out(self) -> None:
         """Write KV of the last step. Here and not there, for what it sampled goes out first."""

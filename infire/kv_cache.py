@@ -52,6 +52,18 @@ class KVCache:
         }
         self.layers = tuple(views[layer] for layer in sorted(views))
 
+    def save(self, block: int) -> bytes:
+        """The bits of a block of the one group: (layers, planes, P, heads, size)."""
+        (cache,) = self._groups
+        return bytes(_bytes(cache[:, :, block].cpu().contiguous()))
+
+    def load(self, block: int, content: bytes) -> None:
+        """Have in a block what `save` gave."""
+        (cache,) = self._groups
+        found = torch.empty(cache[:, :, block].shape, dtype=cache.dtype)
+        _bytes(found)[:] = content
+        cache[:, :, block] = found.to(cache.device)
+
     def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, start: int = 0) -> int:
         """Write the visible KV of `num_tokens` tokens to a new file at `path`; its size in bytes.
 

@@ -114,6 +114,13 @@ class KVLayout(Struct, frozen=True, kw_only=True):
         """Over `whole`: the same for engines that can use each other's KV."""
         return sha256(msgspec.msgpack.encode(self.whole)).hexdigest()
 
+    @property
+    def block_bytes(self) -> int:
+        """Of a block of the first group, all layers."""
+        group = self.groups[0]
+        cells = len(group.layers) * group.planes * group.block_tokens
+        return cells * group.num_heads * group.head_dim * DTYPE_BYTES[self.dtype]
+
     def pieces(self, num_tokens: int, ends: Seq[int] = ()) -> list[tuple[int, int]]:
         """First token and end of each piece of an export that was written in pieces.
 

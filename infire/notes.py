@@ -98,6 +98,10 @@ class Gauges(Struct, frozen=True, kw_only=True, array_like=True):
     draft_tokens_accepted: int = 0  # since start: of these, what became output
     step_s: float = 0.0  # seconds the last step took
     prompt_tokens_cached: int = 0  # since start: found in blocks, and not computed
+    host_blocks: int = 0  # of the prefix cache in host memory
+    disk_blocks: int = 0  # and in files
+    host_blocks_found: int = 0  # since start: found there, and loaded
+    disk_blocks_found: int = 0
 
 
 class Hello(Struct, frozen=True, kw_only=True, tag="hello"):

@@ -76,6 +76,12 @@ class Runner(Protocol):
     def run(self, plan: StepPlan) -> Seq[RowResult]:
         """One forward pass; one result a row, in the plan's order."""
 
+    def save(self, block: int) -> bytes:
+        """The KV in a block of the one group, as `load` takes it."""
+
+    def load(self, block: int, content: bytes) -> None:
+        """Have in a block what `save` gave of another, or of this one, in any process."""
+
     def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, start: int = 0) -> int:
         """Write KV to a new file at `path`, laid out as `KVLayout.exported_bytes`; its size.
 

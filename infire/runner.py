@@ -72,6 +72,16 @@ class ModelRunner:
         return [next(results) if row.sample else RowResult() for row in computed]
 
     @torch.inference_mode()
+    def save(self, block: int) -> bytes:
+        """As `infire.plan.Runner`."""
+        return self._cache.save(block)
+
+    @torch.inference_mode()
+    def load(self, block: int, content: bytes) -> None:
+        """As `infire.plan.Runner`."""
+        self._cache.load(block, content)
+
+    @torch.inference_mode()
     def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, start: int = 0) -> int:
         """As `infire.plan.Runner`."""
         return self._cache.export(block_ids, num_tokens, path, start)

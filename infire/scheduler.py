@@ -22,7 +22,7 @@ from infire.prefix import Chain, root
 from infire.request import Sequence, Step
 from infire.speculate import Drafter
 from infire.step_times import StepTimes
-from infire.tenants import Tenants
+from infire.tenants import Tenants, Tier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +48,7 @@ class Scheduler:
         limits: Limits,
         *,
         model_digest: str = "",
+        tier: Tier | None = None,
     ) -> None:
         self._limits = limits
         self._model_digest = model_digest
@@ -57,8 +58,13 @@ class Scheduler:
             groups,
             num_slots=min(limits.max_running, limits.max_step_tokens),
             max_step_tokens=limits.max_step_tokens,
+            tier=tier if len(groups) == 1 and groups[0].window is None else None,
         )
+        self.take_fills = self._tenants.take_fills
         self._space = self._tenants.space
+        self.take_unsaved = self._space.take_unsaved
+        self.has_cached = self._space.has
+        self.idle_blocks = self._space.idle
         self._forgets = self._space.forgets
         self._longest = min(self._space.longest, limits.context_window or self._space.longest)
         self._entries: dict[str, Entry] = {}

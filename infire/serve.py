@@ -27,6 +27,7 @@ from infire.notes import (
 )
 
 HEARTBEAT_S = 1.0  # between frames when idle
+RESTING_S = 0.01  # between blocks that are written while there is nothing else to do
 MAX_UNREAD_BYTES = 4 << 20  # past this, a peer that does not read stops the steps
 FAREWELL_S = 5.0  # for telling the peer why the process ends
 _RECEIVE_BYTES = 1 << 18
@@ -160,7 +161,8 @@ def _step_until_hangup(peer: Peer, engine: Engine) -> None:
         if results is None and not peer.num_unsent and (acted or idle_s >= HEARTBEAT_S):
             results = Results(engine.gauges())
         if results is None:
-            peer.wait(HEARTBEAT_S if peer.num_unsent else HEARTBEAT_S - idle_s)
+            wait_s = HEARTBEAT_S if peer.num_unsent else HEARTBEAT_S - idle_s
+            peer.wait(min(RESTING_S, wait_s) if engine.rest() else wait_s)
         else:
             peer.send_nowait(results)
             said = monotonic()

@@ -13,6 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence as Seq
 from operator import attrgetter
+from typing import Protocol
 
 from infire.blocks import BlockPool, KVSpace, Tables
 from infire.entry import Entry
@@ -24,8 +25,19 @@ MAX_PREEMPTIONS = 3
 # At most one start in so many goes past the priorities, to who has waited longest.
 MAX_OVERTAKEN = 64
 
+# Blocks that are read from the tiers behind the device for one step: others wait for these. Of the
+# default model it is 24 MB, which takes 10 ms where computing as much takes a second.
+MOST_FILLED = 64
+
 _order = attrgetter("order")
 _arrival = attrgetter("arrival")
+
+
+class Tier(Protocol):
+    """What has blocks that the device has no place for. `infire.tiers.Tiers` is one."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """The content of the block of that key, if it is there."""
 
 
 class Tenants:
@@ -38,7 +50,10 @@ class Tenants:
         *,
         num_slots: int,
         max_step_tokens: int,
+        tier: Tier | None = None,
     ) -> None:
+        self._tier = tier
+        self._fills: list[tuple[int, bytes, bytes]] = []  # block, key and content, to be loaded
         self.space = KVSpace(pools, groups, max_step_tokens)
         self.waiting: list[Entry] = []  # in order; written here only
         self.running: list[Entry] = []  # in order; written here only
@@ -87,8 +102,36 @@ class Tenants:
             entry.seq.num_computed = entry.num_covered = num_found
             entry.num_named = num_found // self.space.block_tokens
             entry.is_extended = True
+        if self._tier is not None and entry.chain is not None:
+            num_found += self._fill(entry, self._tier)
         if entry.cached_tokens is None:
             entry.cached_tokens = min(num_found, entry.seq.num_prompt)
+
+    def _fill(self, entry: Entry, tier: Tier) -> int:
+        """Blocks for what comes next of it in the tiers behind the device: how many tokens.
+
+        For these there is room, as there is for all that it knows.
+        """
+        size, seq = self.space.block_tokens, entry.seq
+        assert size is not None
+        assert entry.chain is not None
+        begin = seq.num_computed // size
+        end = min((len(seq.token_ids) - 1) // size, begin + MOST_FILLED - len(self._fills))
+        found: list[bytes] = []
+        keys = entry.chain.keys(seq.token_ids, max(begin, end))
+        while begin + len(found) < end:
+            content = tier.get(keys[begin + len(found)])
+            if content is None:
+                break
+            found.append(content)
+        if not found:
+            return 0
+        self._take(entry, (begin + len(found)) * size)
+        (table,) = seq.block_ids
+        self._fills += zip(table[begin:], keys[begin:], found, strict=False)
+        seq.num_computed += len(found) * size
+        self.name(entry, begin * size)
+        return len(found) * size
 
     def _seat(self, entry: Entry) -> None:
         """From those who wait to those who run."""
@@ -137,6 +180,11 @@ class Tenants:
         if seq.num_computed + count > entry.num_covered:
             self._take(entry, seq.num_computed + count)
         return count
+
+    def take_fills(self) -> list[tuple[int, bytes, bytes]]:
+        """Blocks to be loaded before anything is computed, with their keys and contents."""
+        fills, self._fills = self._fills, []
+        return fills
 
     def take_closes(self) -> tuple[int, ...]:
         """The slots that the runner knows and that were freed since the last call."""

@@ -125,6 +125,16 @@ def worker(  # noqa: PLR0913  one parameter a flag
         float, typer.Option(help="An engine silent for so long is started anew.", min=1.0)
     ] = 60.0,
     grace_s: Grace = GRACE_S,
+    prefix_cache: Annotated[
+        bool, typer.Option(help="Share the KV of prompts that begin alike.")
+    ] = True,
+    host_cache_bytes: Annotated[
+        int, typer.Option(help="Of KV that the device has no place for, in memory.", min=0)
+    ] = 0,
+    disk_cache_dir: Annotated[
+        Path | None, typer.Option(help="And in files, which a restart finds.", file_okay=False)
+    ] = None,
+    disk_cache_bytes: Annotated[int, typer.Option(help="Of these.", min=0)] = 8 << 30,
     threads: Annotated[int, typer.Option(help="Of the engine on a CPU.", min=1)] = (
         os.cpu_count() or 1
     ),
@@ -164,6 +174,10 @@ def worker(  # noqa: PLR0913  one parameter a flag
             max_waiting=max_waiting,
             lease_s=lease_s,
             stuck_s=stuck_s,
+            prefix_cache=prefix_cache,
+            host_cache_bytes=host_cache_bytes,
+            disk_cache_dir=disk_cache_dir,
+            disk_cache_bytes=disk_cache_bytes,
             grace_s=grace_s,
             threads=threads,
             kv_ways=ways,

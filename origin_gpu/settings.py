@@ -70,6 +70,10 @@ class WorkerSettings:
     stuck_s: float = 60.0  # an engine that says nothing for so long is started anew
     grace_s: float = GRACE_S  # that requests, and KV to collect, have once it is told to stop
     threads: int = 1  # of the engine on a CPU
+    prefix_cache: bool = True  # prompts that begin alike share KV
+    host_cache_bytes: int = 0  # of that KV which the device has no place for, in memory
+    disk_cache_dir: Path | None = None  # and in files
+    disk_cache_bytes: int = 8 << 30
     kv_ways: tuple[KVWay, ...] = ("shared",)  # that KV may go, best first; over TCP it always may
 
 

@@ -250,7 +250,15 @@ def engine_command(settings: WorkerSettings) -> list[str]:
         "--max-running": settings.max_running,
         "--threads": settings.threads,
     }
-    return [*settings.engine_command, *(str(it) for pair in flags.items() for it in pair)]
+    words = [*settings.engine_command, *(str(it) for pair in flags.items() for it in pair)]
+    if not settings.prefix_cache:
+        words.append("--no-prefix-cache")
+    if settings.host_cache_bytes:
+        words += ["--host-cache-bytes", str(settings.host_cache_bytes)]
+    if settings.disk_cache_dir is not None:
+        words += ["--disk-cache-dir", str(settings.disk_cache_dir)]
+        words += ["--disk-cache-bytes", str(settings.disk_cache_bytes)]
+    return words
 
 
 def _milliseconds(seconds: float | None) -> float | None:

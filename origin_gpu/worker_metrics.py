@@ -87,6 +87,8 @@ class EngineCollector(Collector):
             ("held", now.held, "Finished prefills whose KV waits to be collected."),
             ("free_blocks", now.free_blocks, "KV blocks that are free."),
             ("total_blocks", now.total_blocks, "KV blocks in all."),
+            ("host_cache_blocks", now.host_blocks, "Of the prefix cache, in host memory."),
+            ("disk_cache_blocks", now.disk_blocks, "Of the prefix cache, in files."),
             ("step_seconds", now.step_s, "How long the last step took."),
         ):
             yield GaugeMetricFamily(f"edgefire_engine_{name}", about, value=value)
@@ -95,6 +97,9 @@ class EngineCollector(Collector):
             ("steps", now.step, "Steps made."),
             ("prompt_tokens_computed", now.prompt_tokens_computed, "Prompt tokens computed here."),
             ("output_tokens", now.output_tokens, "Tokens sampled."),
+            ("prompt_tokens_cached", now.prompt_tokens_cached, "Prompt tokens found in blocks."),
+            ("host_cache_found", now.host_blocks_found, "Blocks loaded from host memory."),
+            ("disk_cache_found", now.disk_blocks_found, "Blocks loaded from files."),
             ("preemptions", now.preemptions, "Sequences put back for want of blocks."),
             ("draft_tokens_proposed", now.draft_tokens_proposed, "Tokens guessed and verified."),
             ("draft_tokens_accepted", now.draft_tokens_accepted, "Guessed tokens that were right."),

@@ -70,6 +70,9 @@ class WorkerRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_waiting: Annotated[int, Meta(ge=1)] | None = None
     lease_s: Annotated[float, Meta(gt=0)] | None = None
     kv_ways: Annotated[str, Meta(pattern="^(shared|nixl|tcp)(,(shared|nixl|tcp))*$")] | None = None
+    host_cache_bytes: Annotated[int, Meta(ge=0)] | None = None  # of KV, behind the device
+    disk_cache_dir: str | None = None
+    disk_cache_bytes: Annotated[int, Meta(ge=0)] | None = None
     threads: Annotated[int, Meta(ge=1)] | None = None
 
 

@@ -20,6 +20,7 @@ LOOPBACK = "127.0.0.1"
 # Passed on as they are where a fleet file names them; else the worker's own default holds.
 WORKER_FLAGS = (
     "dtype", "kv_tokens", "max_step_tokens", "max_running", "max_waiting", "lease_s", "kv_ways",
+    "host_cache_bytes", "disk_cache_dir", "disk_cache_bytes",
 )  # fmt: skip
 
 

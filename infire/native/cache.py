@@ -49,6 +49,17 @@ class Cache:
             )
         ]
 
+    def save(self, block: int) -> bytes:
+        """The bits of a block of the one group: (layers, planes, P, heads, size)."""
+        (cache,) = self._groups
+        return cache[:, :, block].tobytes()
+
+    def load(self, block: int, content: bytes) -> None:
+        """Have in a block what `save` gave."""
+        (cache,) = self._groups
+        found = np.frombuffer(content, np.uint16)
+        cache[:, :, block] = found.reshape(cache[:, :, block].shape)
+
     def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, start: int = 0) -> int:
         """Write the visible KV of `num_tokens` tokens to a new file at `path`; its size in bytes.
 

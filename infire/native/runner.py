@@ -101,6 +101,14 @@ class NativeRunner:
         some = iter(results)
         return [next(some) if row.sample else _SILENT for row in rows]
 
+    def save(self, block: int) -> bytes:
+        """As `infire.plan.Runner`."""
+        return self._cache.save(block)
+
+    def load(self, block: int, content: bytes) -> None:
+        """As `infire.plan.Runner`."""
+        self._cache.load(block, content)
+
     def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, start: int = 0) -> int:
         """As `infire.plan.Runner`."""
         return self._cache.export(block_ids, num_tokens, path, start)

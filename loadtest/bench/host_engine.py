@@ -47,6 +47,12 @@ class SleepingRunner:
         time.sleep(max(0.0, self._step_s - (time.monotonic() - began)))
         return results
 
+    def save(self, block: int) -> bytes:
+        raise NotImplementedError
+
+    def load(self, block: int, content: bytes) -> None:
+        raise NotImplementedError
+
     def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, start: int = 0) -> int:
         raise OSError("there is no KV here")
 

@@ -23,6 +23,7 @@ from infire.engine import Engine
 from infire.notes import Hello
 from infire.scheduler import Scheduler
 from infire.serve import serve_process
+from infire.tier_files import make_tiers
 from tests.fakes.runner import VOCABULARY, CountingRunner, counting_layout
 
 NUM_SPECIAL = 3  # as in `model_folder`: ids a prompt may hold, but no answer
@@ -40,6 +41,9 @@ def counting_engine(
     step_s: float = 0.0,
     num_heads: int = 1,
     rank: tuple[int, int] = (0, 1),
+    host_cache_bytes: int = 0,
+    disk_cache_dir: Path | None = None,
+    disk_cache_bytes: int = 1 << 30,
 ) -> tuple[Hello, Engine]:
     """A counting engine, and what it says of itself; also for tests in one process.
 
@@ -58,8 +62,15 @@ def counting_engine(
         context_window=window,
         vocab_size=VOCABULARY + NUM_SPECIAL,
     )
+    tiers = make_tiers(
+        layout, host_bytes=host_cache_bytes, folder=disk_cache_dir, disk_bytes=disk_cache_bytes
+    )
     scheduler = Scheduler(
-        [BlockPool(num_blocks)], layout.groups, limits, model_digest=layout.model_digest
+        [BlockPool(num_blocks)],
+        layout.groups,
+        limits,
+        model_digest=layout.model_digest,
+        tier=tiers,
     )
     hello = Hello(
         model=model,
@@ -73,7 +84,8 @@ def counting_engine(
         threads=1,
         load_s=time.monotonic() - began,
     )
-    return hello, Engine(scheduler, CountingRunner(layout, [num_blocks], step_s=step_s))
+    runner = CountingRunner(layout, [num_blocks], step_s=step_s)
+    return hello, Engine(scheduler, runner, tiers=tiers)
 
 
 def _read(model_dir: Path | None, name: str) -> dict:
@@ -98,6 +110,9 @@ def main() -> None:
     flags.add_argument("--heads", type=int, default=1, help="KV heads of the model")
     flags.add_argument("--tp-rank", type=int, default=0)
     flags.add_argument("--tp-size", type=int, default=1)
+    flags.add_argument("--host-cache-bytes", type=int, default=0)
+    flags.add_argument("--disk-cache-dir", type=Path)
+    flags.add_argument("--disk-cache-bytes", type=int, default=1 << 30)
     given = flags.parse_args()
 
     def load() -> tuple[Hello, Engine]:
@@ -109,6 +124,9 @@ def main() -> None:
             max_step_tokens=given.max_step_tokens,
             max_running=given.max_running,
             step_s=given.step_s,
+            host_cache_bytes=given.host_cache_bytes,
+            disk_cache_dir=given.disk_cache_dir,
+            disk_cache_bytes=given.disk_cache_bytes,
             num_heads=given.heads,
             rank=(given.tp_rank, given.tp_size),
         )

@@ -146,6 +146,17 @@ class CountingRunner:
             time.sleep(self._step_s)
         return with_stale(plan.rows, rows, results)
 
+    def save(self, block: int) -> bytes:
+        (kv,), (group,) = self._kv, self._layout.groups
+        width = group.block_tokens * _CELL.size
+        return bytes(kv[block * width : (block + 1) * width])
+
+    def load(self, block: int, content: bytes) -> None:
+        (kv,), (group,) = self._kv, self._layout.groups
+        width = group.block_tokens * _CELL.size
+        assert len(content) == width
+        kv[block * width : (block + 1) * width] = content
+
     def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, start: int = 0) -> int:
         content = bytearray()
         for n, (group, table) in enumerate(zip(self._layout.groups, block_ids, strict=True)):

@@ -83,6 +83,12 @@ class ChecksumRunner:
         time.sleep(max(0.0, self._step_s - (time.monotonic() - began)))
         return with_stale(plan.rows, rows, results)
 
+    def save(self, block: int) -> bytes:
+        raise NotImplementedError
+
+    def load(self, block: int, content: bytes) -> None:
+        raise NotImplementedError
+
     def export(self, block_ids: Seq[Seq[int]], num_tokens: int, path: str, start: int = 0) -> int:
         (table,) = block_ids
         ids = self._read(np.array(table, np.int32), num_tokens)[start:]
