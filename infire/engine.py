@@ -26,6 +26,7 @@ from infire.scheduler import Adoption, Scheduler
 from infire.tiers import Tiers
 
 BLOCKS_A_REST = 16  # of the prefix cache that are written while there is nothing else to do
+CLOSE_S = 1.0
 PIECE_TOKENS = 256  # computed before one more piece of an export is written, but for the last
 
 
@@ -139,6 +140,11 @@ class Engine:
         for block, key in blocks[-BLOCKS_A_REST:]:  # what was used last first
             tiers.write(key, self._runner.save(block))
         return bool(blocks)
+
+    def close(self) -> None:
+        """Have what waits to be written in its files, as far as that takes no long time."""
+        if self._tiers is not None:
+            self._tiers.close(CLOSE_S)
 
     def gauges(self) -> Gauges:
         gauges = self._scheduler.gauges(self._step_s)

@@ -129,6 +129,7 @@ def serve(sock: socket.socket, hello: Hello, engine: Engine) -> None:
         raise
     finally:
         peer.close()
+        engine.close()
 
 
 def serve_process(fd: int, load: Callable[[], tuple[Hello, Engine]]) -> None:

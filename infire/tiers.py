@@ -27,6 +27,8 @@ class Files(Protocol):
     def take_news(self) -> tuple[list[bytes], list[bytes]]:
         """Keys that came since the last call, and keys that went."""
 
+    def close(self, within_s: float) -> None: ...
+
     @property
     def num_blocks(self) -> int: ...
 
@@ -82,6 +84,11 @@ class Tiers:
         """Have it outlive the process."""
         if self._files:
             self._files.put(key, content)
+
+    def close(self, within_s: float) -> None:
+        """Write what waits to be written, for at most so long."""
+        if self._files:
+            self._files.close(within_s)
 
     def take_news(self) -> tuple[list[bytes], list[bytes]]:
         """Keys that came into any tier since the last call, and keys that none has any longer."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from loadtest.bench.soak.clients import Answered
-from loadtest.bench.soak.faults import Fault
+from loadtest.bench.soak.faults import LONGEST_S, Fault
 from loadtest.bench.table import markdown
 from routing.reconcile import Finding, Missing, Short
 from routing.usage import LedgerRow
@@ -83,7 +83,8 @@ def findings_check(
             case Missing(request_id=request_id, row=row):
                 known = ended.get(request_id)
                 end = known.ended if known else row.ended
-                good = deaths.killed("edge", row.started, end)
+                # A front that was stopped hears of it when it goes on, and of the death as well.
+                good = deaths.killed("edge", row.started - LONGEST_S, end)
             case Short(request_id=request_id):
                 row = rows[request_id]
                 good = deaths.killed("front", row.started, row.ended)
