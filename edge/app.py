@@ -34,6 +34,7 @@ from routing.region import ProcessReport
 from routing.secret import authorized
 
 AI = "/client/v4/accounts/{account_id}/ai"
+_FIRST_REPORTS_S, _LOOK_S = 1.0, 0.02  # that a new edge waits for its regions, and looks at them
 _WARM_S, _WARM_AGAIN_S = 0.5, 10.0  # between looks for new tokenizers; after one was not to be had
 
 
@@ -59,6 +60,7 @@ def create_app(settings: Settings) -> Starlette:
             tasks.start_soon(watch.run)
             tasks.start_soon(service.clients.run)
             tasks.start_soon(_keep_warm, watch, texts)
+            await _wait_ready(watch)
             yield
             tasks.cancel_scope.cancel()
         service.places.close()
@@ -124,6 +126,16 @@ def _operator_routes(settings: Settings, watch: Watch, metrics: Metrics) -> list
 
 def _json(value: object, status: int = 200) -> Response:
     return Response(msgspec.json.encode(value), status, media_type=JSON)
+
+
+async def _wait_ready(watch: Watch) -> None:
+    """Let who called while this edge was started again wait a little, for they would be refused
+    until a region has said how it is."""
+    with anyio.move_on_after(_FIRST_REPORTS_S):
+        while True:
+            if watch.ready():
+                return
+            await anyio.sleep(_LOOK_S)
 
 
 async def _keep_warm(watch: Watch, texts: TextStore) -> None:

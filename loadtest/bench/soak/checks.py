@@ -60,7 +60,9 @@ def answers_check(answers: Sequence[Answered], edges: Sequence[str], deaths: Dea
         for it in answers
         if _is_bad(it) and not _cut_by_death(it, edges, deaths)
     ]
-    return Check(name="answers", problems=problems, seen=f"{len(answers)} requests")
+    longest_s = max((it.ended - it.began for it in answers), default=0.0)
+    seen = f"{len(answers):,} requests, the longest {longest_s:.0f} s"
+    return Check(name="answers", problems=problems, seen=seen)
 
 
 def _cut_by_death(it: Answered, edges: Sequence[str], deaths: Deaths) -> bool:
@@ -141,9 +143,9 @@ def rows_check(rows: Sequence[LedgerRow], answers: Sequence[Answered]) -> Check:
     if len(rows) > len(answers):
         problems.append(f"{len(rows)} rows of {len(answers)} requests")
     added = sum(row.source == "journal" for row in rows)
-    return Check(
-        name="a row a request", problems=problems, seen=f"{len(rows)} rows, {added} of journals"
-    )
+    several = sum("," in row.regions for row in rows)
+    seen = f"{len(rows):,} rows, {added} of journals, {several} over several regions"
+    return Check(name="a row a request", problems=problems, seen=seen)
 
 
 def table(answers: Sequence[Answered], faults: Sequence[Fault], checks: Sequence[Check]) -> str:

@@ -30,7 +30,7 @@ REGIONS = ("weur", "enam")
 WORKERS = 2  # of each role in each region
 BUDGET_S = 40.0  # of a request, at the edges
 LEASE_S = 5.0
-KV_TOKENS = 1280  # of a worker: three long answers at once do not fit
+KV_TOKENS = 960  # of a worker: two long answers at once do not fit
 READY_S = 120.0  # on a busy machine
 SETTLE_S = 90.0  # a paused peer is given up after 10 s, held KV after LEASE_S
 
