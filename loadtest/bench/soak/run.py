@@ -21,6 +21,7 @@ from loadtest.bench.soak.checks import (
 from loadtest.bench.soak.clients import Clients
 from loadtest.bench.soak.faults import Faults
 from loadtest.bench.soak.fleet import Fleet, left_files, soaked_fleet
+from origin_gpu.kv_files import roots
 from routing.keys import create_key
 from routing.ledgers import found_files, reconcile
 from routing.rows import by_request, connected
@@ -68,7 +69,7 @@ async def soak(asked: Soak, environ: Mapping[str, str]) -> tuple[str, bool]:
         *checks,
         _deaths_check(fleet, deaths),
         *_usage_checks(fleet, clients, edges, deaths),
-        Check(name="no KV files left", problems=left_files(fleet.pids)),
+        Check(name="no KV files left", problems=left_files(fleet.pids, roots())),
         _logs_check(fleet.folder / "logs"),
     ]
     passed = not any(check.problems for check in checks)
