@@ -222,6 +222,15 @@ class TestChecks:
                 check = findings_check([finding], [], {"a": row}, deaths)
                 assert (not check.problems) == (is_good and in_time)
 
+    def test_what_a_paused_front_heard_when_it_woke_up_had_begun_before(self) -> None:
+        """Its edge was killed meanwhile: 95 lies in a pause from 92 to 99, and the row says 100."""
+        row = told("a", started=100.0, ended=100.1, source="journal")
+        missing = Missing(request_id="a", row=row)
+        for length_s, kind, is_good in [(7.0, "front", True), (4.0, "front", False)]:
+            pause = Fault(what="pause", kind=kind, name="f", at=92.0, length_s=length_s)
+            deaths = Deaths([pause, kill("edge", "edge-0", 95.0)])
+            assert (not findings_check([missing], [], {"a": row}, deaths).problems) == is_good
+
     def test_usage_is_compared_with_what_was_told(self) -> None:
         usage = {"prompt_tokens": 2, "completion_tokens": 8}
         heard = [answered("ok", usage=usage)]

@@ -26,10 +26,12 @@ class Check:
 
 
 class Deaths:
-    """When which process was killed."""
+    """When which process was killed, and which slept."""
 
     def __init__(self, faults: Iterable[Fault]) -> None:
+        faults = list(faults)
         self._kills = [fault for fault in faults if fault.what == "kill"]
+        self._pauses = [fault for fault in faults if fault.what == "pause"]
 
     def killed(self, kind: str, begin: float, end: float, name: str | None = None) -> bool:
         """Whether a process of this kind was, in this time or about it."""
@@ -38,6 +40,13 @@ class Deaths:
             for kill in self._kills
             if begin - SLACK_S <= kill.at <= end + SLACK_S
         )
+
+    def asleep_since(self, kind: str, at: float) -> float:
+        """When a process of this kind began a pause that it had just ended, if one had; else `at`.
+        What it then says has begun, and ended, came to it before."""
+        pauses = [pause for pause in self._pauses if pause.kind == kind and pause.at <= at]
+        recent = [pause.at for pause in pauses if at <= pause.at + pause.length_s + SLACK_S]
+        return min(recent, default=at)
 
     def num(self, *, engines: bool) -> int:
         return sum((kill.kind == "engine") == engines for kill in self._kills)
@@ -85,7 +94,7 @@ def findings_check(
             case Missing(request_id=request_id, row=row):
                 known = ended.get(request_id)
                 end = known.ended if known else row.ended
-                good = deaths.killed("edge", row.started, end)
+                good = deaths.killed("edge", deaths.asleep_since("front", row.started), end)
             case Short(request_id=request_id):
                 row = rows[request_id]
                 good = deaths.killed("front", row.started, row.ended)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
+import msgspec
 
 from loadtest.bench.soak.asks import NEAR, TENANTS, Asked
 from loadtest.bench.soak.checks import (
@@ -63,6 +64,8 @@ async def soak(asked: Soak, environ: Mapping[str, str]) -> tuple[str, bool]:
         checks.append(served)
         seen = "in flight, waiting, held, free blocks, rows"
         checks.append(Check(name="back at the start", problems=await fleet.wait_idle(), seen=seen))
+    done = b"\n".join(map(msgspec.json.encode, faults.done))
+    await anyio.Path(fleet.folder / "faults.jsonl").write_bytes(done)
     deaths = Deaths(faults.done)
     checks = [
         answers_check(clients.answers, edges, deaths),
