@@ -226,8 +226,8 @@ class TestChecks:
         """Its edge was killed meanwhile: 95 lies in a pause from 92 to 99, and the row says 100."""
         row = told("a", started=100.0, ended=100.1, source="journal")
         missing = Missing(request_id="a", row=row)
-        for length_s, kind, is_good in [(7.0, "front", True), (4.0, "front", False)]:
-            pause = Fault(what="pause", kind=kind, name="f", at=92.0, length_s=length_s)
+        for length_s, is_good in [(7.0, True), (4.0, False)]:
+            pause = Fault(what="pause", kind="front", name="f", at=92.0, length_s=length_s)
             deaths = Deaths([pause, kill("edge", "edge-0", 95.0)])
             assert (not findings_check([missing], [], {"a": row}, deaths).problems) == is_good
 
