@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from time import monotonic
 
@@ -111,6 +112,8 @@ class Engine:
     def step(self) -> Results | None:
         """Make one step. None when there was nothing to compute and nothing to answer."""
         self._write_out()
+        if self._answers:  # whoever waits for these does not wait for what is computed next
+            return self._told(())
         began = self._clock()
         adoptions = self._scheduler.place()
         self._move_blocks()
@@ -127,6 +130,9 @@ class Engine:
             self._refuse(request_id, "lost", "a KV block of it was handed out again")
         if not plan and not self._answers:
             return None
+        return self._told(steps)
+
+    def _told(self, steps: Seq[Step]) -> Results:
         answers, self._answers = tuple(self._answers), []
         return Results(self.gauges(), tuple(steps), answers, *self._cache_news())
 

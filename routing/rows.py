@@ -121,9 +121,14 @@ class RowWriter(Generic[Row]):
         tend: Callable[[sqlite3.Connection], None] = lambda connection: None,
         tend_s: float = 600.0,
     ) -> None:
-        """Makes the file, so what is wrong with it is told now."""
-        with connected(path, table) as connection:
-            tend(connection)
+        """Makes the file, so what is wrong with it is told now; but not that another process keeps
+        it locked, as one does that was stopped in the middle of a write: that passes."""
+        try:
+            with connected(path, table) as connection:
+                tend(connection)
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
         self._path = path
         self._table: Table[Row] = table
         self._tend = tend

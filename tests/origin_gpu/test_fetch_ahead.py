@@ -14,7 +14,7 @@ import pytest
 from origin_gpu.handover import Collected, Computing, Fetch, Prefill, Prefilled, Resume
 from origin_gpu.settings import KVWay
 from routing.errors import Code
-from tests.origin_gpu.local_workers import LocalWorker, ids, local_pair
+from tests.origin_gpu.local_workers import PATIENCE_S, LocalWorker, ids, local_pair
 from tests.origin_gpu.test_worker import fault
 
 Pair: TypeAlias = tuple[LocalWorker, LocalWorker]
@@ -48,7 +48,7 @@ async def test_kv_of_a_long_prompt_is_collected_as_it_is_computed(
         assert ids(answer) == [67, 68, 69, 70, 71]
         assert (await p.settled()).prompt_tokens_computed == 1000
         assert (await d.settled()).prompt_tokens_computed == 0
-        assert not list(kv_left(d)) + list(kv_left(p))
+        await nothing_left(p, d)
 
 
 async def test_a_prompt_that_ends_at_its_first_token_was_fetched_in_vain(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ async def test_a_prompt_that_ends_at_its_first_token_was_fetched_in_vain(tmp_pat
         assert prefilled.ticket is None
         await p.settled()
         await d.settled()
-        assert not list(kv_left(d)) + list(kv_left(p))
+        await nothing_left(p, d)
 
 
 async def test_what_could_not_be_fetched_ahead_is_collected_when_it_is_needed(
@@ -98,7 +98,14 @@ async def test_a_request_that_is_fetched_ahead_and_given_up_leaves_nothing(tmp_p
                 await anyio.sleep(0.1)
         await p.settled()
         await d.settled()
-        assert not list(kv_left(d)) + list(kv_left(p))
+        await nothing_left(p, d)
+
+
+async def nothing_left(*workers: LocalWorker) -> None:
+    """Files go a moment after the stream that had them."""
+    with anyio.fail_after(PATIENCE_S):
+        while [path for worker in workers for path in kv_left(worker)]:
+            await anyio.sleep(0.01)
 
 
 def kv_left(worker: LocalWorker) -> Iterator[Path]:

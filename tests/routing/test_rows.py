@@ -186,6 +186,23 @@ def test_what_cannot_be_written_for_too_long_is_counted(
     assert len(ids) + writer.num_lost == 9
 
 
+def test_a_file_that_is_locked_at_the_start_is_no_reason_not_to_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another edge was stopped in the middle of a write."""
+    monkeypatch.setattr(rows_module, "BUSY_S", 0.05)
+    monkeypatch.setattr(rows_module, "RETRY_S", 0.05)
+    path = tmp_path / "ledger.sqlite"
+    with connected(path, LEDGER) as other:
+        other.execute("BEGIN IMMEDIATE")
+        writer = RowWriter(path, LEDGER)
+        writer.put(told("a"))
+        other.execute("COMMIT")
+        until(lambda: not writer.num_pending)
+    writer.close()
+    assert ledger_rows(path) == [told("a")]
+
+
 def test_a_row_that_comes_after_the_end_is_written_at_once(tmp_path: Path) -> None:
     writer = RowWriter(tmp_path / "ledger.sqlite", LEDGER)
     writer.close()

@@ -13,11 +13,12 @@ from tests.system.faults import (
     hear,
     metric,
     nothing_in_flight,
+    restart,
     sse_error,
     status_of,
     world_over,
 )
-from tests.system.world import Shape, World, counted, read_all, world
+from tests.system.world import Shape, World, counted, edge_words, read_all, world
 
 pytestmark = pytest.mark.system
 BOTH = ("weur", "enam")
@@ -89,6 +90,15 @@ async def test_a_region_out_of_reach_is_left_alone_until_it_is_back(tmp_path: Pa
         for name in BOTH:
             await w.settled(f"{name}-prefill", f"{name}-decode")
             await nothing_in_flight(w, name)
+
+
+async def test_who_calls_while_an_edge_starts_again_is_answered(tmp_path: Path) -> None:
+    """They wait in the queue of its socket, and then until a region has said how it is."""
+    async with world(tmp_path, Shape(regions=BOTH)) as w:
+        await restart(w, "edge", edge_words(w, w.home / "fleet.toml"))
+        async with anyio.create_task_group() as tasks:
+            for _ in range(20):
+                tasks.start_soon(served_by, w)
 
 
 @pytest.mark.slow

@@ -23,6 +23,9 @@ LONGEST_ANSWER = 160  # tokens
 _BEGINNINGS = 6  # that prompts share, up to 400 characters
 _LETTERS = string.ascii_letters + " "
 
+# What reading an answer raises that is not of the form it should have.
+MALFORMED = (msgspec.DecodeError, KeyError, IndexError, TypeError, AttributeError)
+
 Act = Literal["read", "leave", "slow"]
 
 
@@ -180,7 +183,7 @@ def refusal(status: int, content: bytes) -> str:
     try:
         told = msgspec.json.decode(content, type=dict)
         code = told["errors"][0]["code"]
-    except (msgspec.DecodeError, msgspec.ValidationError, KeyError, IndexError, TypeError):
+    except MALFORMED:
         return f"wrong: {status} with {content[:200]!r}"
     if status not in REFUSALS or told.get("success") is not False:
         return f"wrong: {status} with {content[:200]!r}"

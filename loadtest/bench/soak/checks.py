@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from loadtest.bench.soak.clients import Answered
-from loadtest.bench.soak.faults import LONGEST_S, Fault
+from loadtest.bench.soak.faults import Fault
 from loadtest.bench.table import markdown
 from routing.reconcile import Finding, Missing, Short
 from routing.usage import LedgerRow
@@ -26,10 +26,12 @@ class Check:
 
 
 class Deaths:
-    """When which process was killed."""
+    """When which process was killed, and which slept."""
 
     def __init__(self, faults: Iterable[Fault]) -> None:
+        faults = list(faults)
         self._kills = [fault for fault in faults if fault.what == "kill"]
+        self._pauses = [fault for fault in faults if fault.what == "pause"]
 
     def killed(self, kind: str, begin: float, end: float, name: str | None = None) -> bool:
         """Whether a process of this kind was, in this time or about it."""
@@ -38,6 +40,13 @@ class Deaths:
             for kill in self._kills
             if begin - SLACK_S <= kill.at <= end + SLACK_S
         )
+
+    def asleep_since(self, kind: str, at: float) -> float:
+        """When a process of this kind began a pause that it had just ended, if one had; else `at`.
+        What it then says has begun, and ended, came to it before."""
+        pauses = [pause for pause in self._pauses if pause.kind == kind and pause.at <= at]
+        recent = [pause.at for pause in pauses if at <= pause.at + pause.length_s + SLACK_S]
+        return min(recent, default=at)
 
     def num(self, *, engines: bool) -> int:
         return sum((kill.kind == "engine") == engines for kill in self._kills)
@@ -60,7 +69,9 @@ def answers_check(answers: Sequence[Answered], edges: Sequence[str], deaths: Dea
         for it in answers
         if _is_bad(it) and not _cut_by_death(it, edges, deaths)
     ]
-    return Check(name="answers", problems=problems, seen=f"{len(answers)} requests")
+    longest_s = max((it.ended - it.began for it in answers), default=0.0)
+    seen = f"{len(answers):,} requests, the longest {longest_s:.0f} s"
+    return Check(name="answers", problems=problems, seen=seen)
 
 
 def _cut_by_death(it: Answered, edges: Sequence[str], deaths: Deaths) -> bool:
@@ -83,8 +94,7 @@ def findings_check(
             case Missing(request_id=request_id, row=row):
                 known = ended.get(request_id)
                 end = known.ended if known else row.ended
-                # A front that was stopped hears of it when it goes on, and of the death as well.
-                good = deaths.killed("edge", row.started - LONGEST_S, end)
+                good = deaths.killed("edge", deaths.asleep_since("front", row.started), end)
             case Short(request_id=request_id):
                 row = rows[request_id]
                 good = deaths.killed("front", row.started, row.ended)
@@ -142,9 +152,9 @@ def rows_check(rows: Sequence[LedgerRow], answers: Sequence[Answered]) -> Check:
     if len(rows) > len(answers):
         problems.append(f"{len(rows)} rows of {len(answers)} requests")
     added = sum(row.source == "journal" for row in rows)
-    return Check(
-        name="a row a request", problems=problems, seen=f"{len(rows)} rows, {added} of journals"
-    )
+    several = sum("," in row.regions for row in rows)
+    seen = f"{len(rows):,} rows, {added} of journals, {several} over several regions"
+    return Check(name="a row a request", problems=problems, seen=seen)
 
 
 def table(answers: Sequence[Answered], faults: Sequence[Fault], checks: Sequence[Check]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import httpx2
 
-from loadtest.bench.soak.asks import NEAR, Asked, Hearing, ask, refusal, whole
+from loadtest.bench.soak.asks import MALFORMED, NEAR, Asked, Hearing, ask, refusal, whole
 from loadtest.bench.soak.fleet import BUDGET_S
 
 BOUND_S = BUDGET_S + 30.0  # of a request, at its client; an edge may be paused in between
@@ -67,6 +67,8 @@ class Clients:
                 await self._hear(answered)
             except httpx2.TransportError as exc:
                 answered.verdict = f"cut: {type(exc).__name__}"
+            except MALFORMED as exc:
+                answered.verdict = f"wrong: {exc!r}"
         answered.ended = now()
         return answered
 

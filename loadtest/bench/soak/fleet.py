@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +18,6 @@ import httpx2
 import msgspec
 
 from loadtest.bench.host_model import make_model
-from origin_gpu.kv_files import roots
 from routing.children import Child, Children, bind
 from routing.fleetfile import EdgeRow, FleetFile, FleetRow, RegionRow, WorkerRow
 from routing.layout import LOOPBACK, Ground, lay_out
@@ -30,7 +29,7 @@ REGIONS = ("weur", "enam")
 WORKERS = 2  # of each role in each region
 BUDGET_S = 40.0  # of a request, at the edges
 LEASE_S = 5.0
-KV_TOKENS = 1280  # of a worker: three long answers at once do not fit
+KV_TOKENS = 960  # of a worker: two long answers at once do not fit
 READY_S = 120.0  # on a busy machine
 SETTLE_S = 90.0  # a paused peer is given up after 10 s, held KV after LEASE_S
 
@@ -186,11 +185,11 @@ def _fleet_file() -> FleetFile:
     )
 
 
-def left_files(pids: set[int]) -> list[str]:
+def left_files(pids: set[int], places: Iterable[Path]) -> list[str]:
     """KV files and folders that these processes have left behind."""
-    found = [path for root in roots() for path in root.glob("*edgefire-kv-*")]
-    names = [(path, path.name.lstrip(".").split("-")) for path in found]
-    return [str(path) for path, parts in names if int(parts[2]) in pids]
+    marks = tuple(f"edgefire-kv-{pid}-" for pid in pids)
+    found = [path for place in places for path in place.glob("*edgefire-kv-*")]
+    return [str(path) for path in found if path.name.lstrip(".").startswith(marks)]
 
 
 async def _is_ready(client: httpx2.AsyncClient, child: Child) -> bool:

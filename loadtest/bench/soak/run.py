@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
+import msgspec
 
 from loadtest.bench.soak.asks import NEAR, TENANTS, Asked
 from loadtest.bench.soak.checks import (
@@ -21,6 +22,7 @@ from loadtest.bench.soak.checks import (
 from loadtest.bench.soak.clients import Clients
 from loadtest.bench.soak.faults import Faults
 from loadtest.bench.soak.fleet import Fleet, left_files, soaked_fleet
+from origin_gpu.kv_files import roots
 from routing.keys import create_key
 from routing.ledgers import found_files, reconcile
 from routing.rows import by_request, connected
@@ -63,13 +65,15 @@ async def soak(asked: Soak, environ: Mapping[str, str]) -> tuple[str, bool]:
         clients.answers += last.answers
         seen = "in flight, waiting, held, free blocks, rows"
         checks.append(Check(name="back at the start", problems=await fleet.wait_idle(), seen=seen))
+    done = b"\n".join(map(msgspec.json.encode, faults.done))
+    await anyio.Path(fleet.folder / "faults.jsonl").write_bytes(done)
     deaths = Deaths(faults.done)
     checks = [
         answers_check(clients.answers, edges, deaths),
         *checks,
         _deaths_check(fleet, deaths),
         *_usage_checks(fleet, clients, edges, deaths),
-        Check(name="no KV files left", problems=left_files(fleet.pids)),
+        Check(name="no KV files left", problems=left_files(fleet.pids, roots())),
         _logs_check(fleet.folder / "logs"),
     ]
     passed = not any(check.problems for check in checks)
