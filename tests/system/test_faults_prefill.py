@@ -9,7 +9,7 @@ import anyio
 import httpx2
 import pytest
 
-from origin_gpu.handover import Prefill, Prefilled, Resume
+from origin_gpu.handover import Computing, Prefill, Prefilled, Resume
 from routing import wire
 from routing.errors import Code
 from tests.system.faults import (
@@ -74,7 +74,9 @@ async def test_a_prefill_worker_killed_in_the_middle_of_the_read(tmp_path: Path)
         net.back, net.act = 4000, "hold"
         asked = await request_to(made, "weur-prefill", num_prompt=2000, max_tokens=8)
         async with prefill.open(Prefill(asked)) as held:
-            prefilled = await anext(aiter(held))
+            events = aiter(held)
+            while isinstance(prefilled := await anext(events), Computing):
+                pass
             assert isinstance(prefilled, Prefilled)
             async with decode.open(Resume(asked, prefilled)) as rest:
                 with anyio.fail_after(PATIENCE_S):

@@ -68,6 +68,9 @@ def test_without_a_compiler_torch_computes_and_one_warning_says_so(
         weights="u12",
         max_draft_ids=0,
         prefix_cache=True,
+        host_cache_bytes=0,
+        disk_cache_dir=None,
+        disk_cache_bytes=0,
         cache_dir=tmp_path / "cache",
     )
     with caplog.at_level(logging.WARNING):
