@@ -16,7 +16,7 @@ WorkerRole = Literal["prefill", "decode", "both"]
 KVWay = Literal["shared", "nixl"]
 
 # A decode worker computes a prompt itself where it has to compute no more tokens than this.
-# Measured with loadtest.bench.interference; see origin_gpu/README.md.
+# A guess: `loadtest.bench.interference --short` is to say what it should be.
 LOCAL_TOKENS = 32
 
 _WORKER = re.compile(r"(?P<name>[^=@]+)=(?P<role>[a-z]+)@(?P<url>https?://[^/]+)/?")
