@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from routing.errors import Code
+from routing.wire import Grammar
 
 Message = dict[
     str, Any
@@ -40,6 +41,7 @@ class Ask:
     stream: bool = False
     include_usage: bool = False  # OpenAI's stream_options.include_usage
     stops: tuple[str, ...] = ()
+    grammar: Grammar | None = None
     sampling: SamplingAsk = field(default_factory=SamplingAsk)
 
 

@@ -243,6 +243,7 @@ class Walk:
                 tokenizer_digest=digest,
                 token_ids=ids,
                 sampling=sampling,
+                grammar=ask.grammar,
                 affinity=affinity or b"",
                 budget_s=self._budget_s,
             ),

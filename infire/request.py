@@ -29,7 +29,7 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
 
 
 class Grammar(Struct, frozen=True):
-    kind: Literal["json_object", "json_schema", "regex", "choice"]
+    kind: Literal["json_object", "json_schema", "regex", "choice", "lark"]
     source: str
 
 

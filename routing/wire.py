@@ -35,9 +35,13 @@ class Sampling(Struct, frozen=True, kw_only=True):
 
 
 class Grammar(Struct, frozen=True):
-    """What the output must match."""
+    """What the output must match.
 
-    kind: Literal["json_object", "json_schema", "regex", "choice"]
+    `source`: nothing, a JSON schema, a regular expression in Rust's syntax, a JSON array of texts,
+    or a grammar in llguidance's dialect of Lark (which the edge writes for calls of tools).
+    """
+
+    kind: Literal["json_object", "json_schema", "regex", "choice", "lark"]
     source: str
 
 
