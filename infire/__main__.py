@@ -20,6 +20,7 @@ from infire.admission import Limits
 from infire.blocks import BlockPool
 from infire.engine import Engine
 from infire.loaded import Loaded
+from infire.model.config import BadModel
 from infire.notes import Hello
 from infire.scheduler import Scheduler
 from infire.serve import serve_process
@@ -140,7 +141,10 @@ def serve(  # noqa: PLR0913  one parameter a flag
     )
     for name, value in _IDLE_QUIETLY.items():
         os.environ.setdefault(name, value)
-    serve_process(settings.fd, lambda: load(settings))
+    try:
+        serve_process(settings.fd, lambda: load(settings))
+    except BadModel as error:  # nothing of ours is broken, and the worker has been told
+        raise typer.Exit(1) from error
 
 
 @app.command(context_settings=_FROM_ENVIRONMENT)

@@ -280,14 +280,20 @@ class TestChecks:
         assert "answers: and 2 more\n" in said
 
 
+def killed(report: str, kind: str) -> int:
+    """How many of `kind` were killed, by the table of faults."""
+    [row] = [it for it in report.splitlines() if it.startswith(f"| {kind} |")]
+    return int(row.split("|")[2])
+
+
 @pytest.mark.slow
 @pytest.mark.system
 @pytest.mark.timeout(600)
 def test_a_minute_of_it(tmp_path: Path) -> None:
     """Everything checked, over real sockets and processes that are really killed."""
-    words = ["--minutes", "1", "--seed", "3", "--folder", str(tmp_path / "soak")]
+    words = ["--minutes", "1", "--seed", "2", "--folder", str(tmp_path / "soak")]
     done = subprocess.run(
-        [sys.executable, "-m", "loadtest.bench.soak", *words, "--fault-every-s", "3"],
+        [sys.executable, "-m", "loadtest.bench.soak", *words, "--fault-every-s", "2"],
         capture_output=True,
         text=True,
         timeout=550,
@@ -296,3 +302,5 @@ def test_a_minute_of_it(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert "FAILED" not in done.stdout
     assert "| ok |" in done.stdout
+    for kind in ("edge", "front"):  # of those the least are drawn
+        assert killed(done.stdout, kind)
