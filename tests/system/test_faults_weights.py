@@ -10,10 +10,9 @@ from pathlib import Path
 
 import anyio
 import pytest
-from anyio import to_thread
 from safetensors import safe_open
 
-from infire.pull import PullError, pull
+from infire.pull import pull
 from tests.fakes.small_gguf import small_llama, small_tokenizer, write_gguf
 from tests.system.faults import PATIENCE_S, restart
 from tests.system.world import MODEL, Process, Shape, World, counted, world
