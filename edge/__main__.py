@@ -51,6 +51,9 @@ def serve(  # noqa: PLR0913  one parameter a flag
     ledger: Annotated[
         Path, typer.Option(help="SQLite file: a row a request.", dir_okay=False)
     ] = HERE.state / "usage" / "ledger.sqlite",
+    catalogue: Annotated[
+        Path | None, typer.Option(help="TOML: more models than are known.", dir_okay=False)
+    ] = None,
     trusted_proxy: Annotated[
         list[str] | None,
         typer.Option(
@@ -103,6 +106,7 @@ def serve(  # noqa: PLR0913  one parameter a flag
             keys_dir=keys_dir,
             cache_dir=cache_dir,
             ledger=ledger,
+            catalogue=catalogue,
         )
         drain = Drain(settings.grace_s)
         asgi = create_app(settings, drain)

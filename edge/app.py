@@ -21,20 +21,24 @@ from starlette.routing import Route
 from edge.auth import Verifier
 from edge.clients import Clients
 from edge.complete import Walk
-from edge.door import JSON, Door, no_route, wrong_method
+from edge.door import Door, no_route, wrong_method
 from edge.ledger import open_ledger
 from edge.metrics import Metrics
+from edge.pages import Pages
 from edge.places import Places
-from edge.run import Native, OpenAI, Run, Service
+from edge.response import JSON
+from edge.run import Api, Enveloped, Native, Run, Service, chat_completions, text_completions
 from edge.settings import Settings
 from edge.texts import TextStore
 from edge.watch import Watch
+from routing.catalogue import load_catalogue
 from routing.drain import Drain
 from routing.errors import Code, Failure
 from routing.region import ProcessReport
 from routing.secret import authorized
 
 AI = "/client/v4/accounts/{account_id}/ai"
+V1S = (f"{AI}/v1", "/v1")
 _WARM_S, _WARM_AGAIN_S = 0.5, 10.0  # between looks for new tokenizers; after one was not to be had
 
 
@@ -75,9 +79,13 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
 
     app = Starlette(
         routes=[
-            Route(f"{AI}/run/{{model:path}}", Run(service, Native()), methods=["POST"]),
-            Route(f"{AI}/v1/chat/completions", Run(service, OpenAI()), methods=["POST"]),
+            *_run_routes(service),
             *_operator_routes(service, watch, metrics),
+            *Pages(
+                watch=watch,
+                verifier=service.verifier,
+                catalogue=load_catalogue(settings.catalogue),
+            ).routes(AI, V1S),
         ],
         middleware=[Middleware(Door, metrics=metrics, ledger=ledger, drain=drain)],
         exception_handlers={404: no_route, 405: wrong_method},
@@ -85,6 +93,15 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
     )
     app.router.redirect_slashes = False  # a wrong address is told, not guessed at
     return app
+
+
+def _run_routes(service: Service) -> list[Route]:
+    """Where models are run. What an OpenAI client sends needs no account in its address."""
+    posts: dict[str, Api] = {f"{AI}/run/{{model:path}}": Native(), f"{AI}/run": Enveloped()}
+    for v1 in V1S:
+        posts[f"{v1}/chat/completions"] = chat_completions()
+        posts[f"{v1}/completions"] = text_completions()
+    return [Route(path, Run(service, api), methods=["POST"]) for path, api in posts.items()]
 
 
 def unix_time() -> float:

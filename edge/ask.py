@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from routing.errors import Code
@@ -35,14 +36,34 @@ class SamplingAsk:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
     model: str
-    messages: tuple[Message, ...] | None = None  # exactly one of messages and prompt
+    messages: tuple[Message, ...] | None = None  # exactly one of messages, prompt and token_ids
     prompt: str | None = None
+    token_ids: tuple[int, ...] | None = None  # a prompt that the client has tokenised
     raw: bool = False  # prompt goes to the model as it is, without the chat template
+    echo: bool = False  # the prompt is said ahead of the answer
     stream: bool = False
     include_usage: bool = False  # OpenAI's stream_options.include_usage
     stops: tuple[str, ...] = ()
     grammar: Grammar | None = None
     sampling: SamplingAsk = field(default_factory=SamplingAsk)
+    choices: tuple[Ask, ...] = ()  # of an answer with several: each by itself; empty: this is all
+    counts_prompt: bool = True  # False: a choice whose prompt another one counts
+
+
+def with_choices(asks: Sequence[Ask], n: int) -> Ask:
+    """One ask that is answered by `n` choices for each of `asks`.
+
+    A seed that the client gave is that of each prompt's first choice; the others count up from it.
+    """
+    choices = tuple(_choice(ask, index) for ask in asks for index in range(n))
+    return choices[0] if len(choices) == 1 else replace(asks[0], choices=choices)
+
+
+def _choice(ask: Ask, index: int) -> Ask:
+    seed = ask.sampling.seed
+    if seed is not None:
+        ask = replace(ask, sampling=replace(ask.sampling, seed=(seed + index) % 2**63))
+    return replace(ask, counts_prompt=index == 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,8 +71,10 @@ class Verifier:
         self._revoked: frozenset[str] | None = None  # None: the list was never read
         self._known: OrderedDict[bytes, _Known] = OrderedDict()  # sha256 of the key; oldest first
 
-    def tenant(self, authorization: str | None, account: str, *, scope: str = RUN) -> Tenant:
-        """Who holds the bearer key; Failure(UNAUTHENTICATED) unless it is `account`'s and good."""
+    def tenant(self, authorization: str | None, account: str | None, *, scope: str = RUN) -> Tenant:
+        """Who holds the bearer key; Failure(UNAUTHENTICATED) unless it is `account`'s and good.
+
+        None: whichever account the key is for, where an address names none."""
         now = self._clock()
         self._refresh(now)
         known = self._key(_bearer(authorization))
@@ -81,7 +83,7 @@ class Verifier:
             raise _refusal("the key has expired")
         if self._revoked is None or tenant.key_id in self._revoked:
             raise _refusal("the key is revoked")
-        if tenant.account != account:
+        if account not in {None, tenant.account}:
             raise _refusal("the key is for another account")
         if scope not in tenant.scopes:
             raise _refusal(f"the key lacks the scope {scope}")

@@ -8,6 +8,7 @@ is logged, and the client gets a number to ask about. Knows no route but the sha
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Mapping
 from math import ceil
@@ -23,13 +24,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from edge import openai, workers_ai
 from edge.ledger import Ledger
 from edge.metrics import Metrics, Record
+from edge.response import JSON
 from routing.drain import Drain
 from routing.errors import Code, Failure
 
 logger = logging.getLogger(__name__)
 
-JSON = "application/json"  # exactly: workerd compares the whole value, parameters included
-_OPENAI = ["ai", "v1"]  # /client/v4/accounts/{account_id}/ai/v1/...
+_OPENAI = re.compile(r"/(client/v4/accounts/[^/]*/ai/)?v1/")
 _QUIET = {"/health", "/ready", "/metrics", "/v1/report"}  # asked each second, of no interest
 _RETRY_AFTER_S = 1.0  # where a failure names no time
 _MOST_SHOWN = 200  # characters of a path in a message
@@ -63,7 +64,8 @@ class Door:
             now = time.monotonic()
             self._metrics.ended(record, now)
             if self._ledger is not None:
-                self._ledger.note(record, now)
+                for each in (record, *record.further):
+                    self._ledger.note(each, now)
 
     async def _guarded(self, record: Record, scope: Scope, receive: Receive, send: Send) -> None:
         begun = False
@@ -103,7 +105,7 @@ def record_of(scope: Scope) -> Record:
 
 def refusal(path: str, failure: Failure, headers: Mapping[str, str] | None = None) -> Response:
     """The failure as the API at `path` tells it."""
-    error = openai.error if path.split("/")[5:7] == _OPENAI else workers_ai.error
+    error = openai.error if _OPENAI.match(path) else workers_ai.error
     status = failure.code.meaning.status
     more = dict(headers or {})
     if status in {429, 503}:

@@ -58,7 +58,7 @@ def row_of(record: Record, tenant: Tenant, *, ended: float, took_s: float) -> Le
         tenant=tenant_of(tenant.salt),
         model=record.served_model or "",
         regions=",".join(tries.regions),
-        prompt_tokens=tries.num_prompt,
+        prompt_tokens=record.num_prompt,
         completion_tokens=tries.num_output if told is None else told,
         cached_tokens=tries.cached_tokens,
         outcome=record.outcome,

@@ -41,6 +41,17 @@ class Record:
     first_at: float | None = None  # monotonic seconds: the first piece of the answer
     outcome: str = "ok"  # or a failure's label, or how the client left
     detail: str | None = None
+    further: list[Record] = field(default_factory=list)  # choices after the first
+    counts_prompt: bool = True  # False: a choice whose prompt another one counts
+
+    @property
+    def num_prompt(self) -> int:
+        return self.tries.num_prompt if self.counts_prompt else 0
+
+    def note_piece(self, region: str, now: float) -> None:
+        """A piece of the answer came, the first if there was none."""
+        if self.first_at is None:
+            self.first_at, self.region = now, region
 
 
 class Behind(Protocol):
@@ -117,13 +128,18 @@ class Metrics:
             self._tries.labels(failure.code.value).inc()
         if record.region:
             self._served.labels(record.region).inc()
+        for each in (record, *record.further):
+            self._count_tokens(each, model)
         if record.tries.answers:
-            self._tokens.labels(model, "prompt").inc(record.tries.num_prompt)
-            self._tokens.labels(model, "completion").inc(record.tries.num_output)
             self._total.labels(model).observe(now - record.started)
         if record.first_at is not None:
             self._ttft.labels(model).observe(record.first_at - record.started)
         _tell(record, now)
+
+    def _count_tokens(self, record: Record, model: str) -> None:
+        if record.tries.answers:
+            self._tokens.labels(model, "prompt").inc(record.num_prompt)
+            self._tokens.labels(model, "completion").inc(record.tries.num_output)
 
     def text(self) -> bytes:
         """In Prometheus' text format."""

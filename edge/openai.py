@@ -5,17 +5,18 @@ Pure: bytes to `Ask`, `Piece` to bytes. Knows no HTTP, no model, no clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from edge import envelope, options, sse
-from edge.ask import Ask, Broke, End, Piece, Text, TokenLogprob, Usage
+from edge.ask import Ask, Broke, End, Piece, Text, TokenLogprob, Usage, with_choices
 from edge.checks import BadField, Fields, read, required
 from edge.messages import messages
 from routing.errors import Code, Failure
 
+MOST_CHOICES = 128  # in one answer
 _MAX_TOP_LOGPROBS = 20
 
 # `error.code` where OpenAI has a name of its own for what happened.
@@ -38,7 +39,7 @@ def parse(body: bytes) -> Ask:
         raise BadField("/model", "Length of '/model' must be >= 1, got 0")
     options.refuse_unsupported(fields)
     stream_options = fields.fields("stream_options") or Fields({}, "/stream_options")
-    return Ask(
+    ask = Ask(
         model=model,
         messages=turns,
         stream=fields.flag("stream") or False,
@@ -46,16 +47,18 @@ def parse(body: bytes) -> Ask:
         stops=options.stops(fields),
         sampling=options.sampling(fields, options.OPENAI, _logprobs(fields)),
     )
+    return with_choices([ask], fields.integer("n", 1, MOST_CHOICES) or 1)
 
 
 class Answer:
-    """One request's answer as this API spells it.
+    """One choice of an answer as this API spells it.
 
     `request_id` and `created` (Unix seconds) are repeated in every chunk of it.
     """
 
-    def __init__(self, ask: Ask, *, request_id: str, created: int) -> None:
+    def __init__(self, ask: Ask, *, request_id: str, created: int, index: int = 0) -> None:
         self._ask = ask
+        self._index = index
         self._begun = False
         self._head = {"id": f"chatcmpl-{request_id}", "created": created, "model": ask.model}
         self._before, self._after = sse.around(self._delta({"content": ""}), "content")
@@ -77,23 +80,35 @@ class Answer:
                 if not logprobs:
                     return self._role() + self.text_frame(text)
                 return self._role() + sse.event(self._delta({"content": text}, logprobs=logprobs))
-            case End(reason=reason, usage=used):
-                finish = self._role() + sse.event(self._delta({}, finish_reason=reason))
-                return finish + self._usage(used) + sse.DONE
+            case End(usage=used):
+                return self.finish(piece) + self.close(used)
             case Broke(code=code, detail=detail):
-                return sse.event(_error(Failure(code, detail)))
+                return sse.event(error_object(Failure(code, detail)))
+
+    def finish(self, end: End) -> bytes:
+        """The chunk that ends this choice."""
+        return self._role() + sse.event(self._delta({}, finish_reason=end.reason))
+
+    def close(self, used: Usage) -> bytes:
+        """What comes after all choices have ended."""
+        return self._usage(used) + sse.DONE
 
     def whole(self, texts: Iterable[Text], end: End) -> bytes:
         """The JSON body of an answer that was not streamed."""
+        return self.body([self.choice(texts, end)], end.usage)
+
+    def body(self, choices: Sequence[dict[str, Any]], used: Usage) -> bytes:
+        answer = {"object": "chat.completion", "choices": choices, "usage": usage(used)}
+        return msgspec.json.encode(self._head | answer)
+
+    def choice(self, texts: Iterable[Text], end: End) -> dict[str, Any]:
         pieces = list(texts)
-        choice = {
-            "index": 0,
+        return {
+            "index": self._index,
             "message": {"role": "assistant", "content": "".join(text.text for text in pieces)},
             "logprobs": self._logprobs([one for text in pieces for one in text.logprobs]),
             "finish_reason": end.reason,
         }
-        answer = {"object": "chat.completion", "choices": [choice], "usage": _usage(end.usage)}
-        return msgspec.json.encode(self._head | answer)
 
     def _role(self) -> bytes:
         if self._begun:
@@ -109,7 +124,7 @@ class Answer:
         finish_reason: str | None = None,
     ) -> dict[str, Any]:
         """A chunk that holds a part of the answer."""
-        choice: dict[str, Any] = {"index": 0, "delta": delta}
+        choice: dict[str, Any] = {"index": self._index, "delta": delta}
         if self._ask.sampling.logprobs is not None:
             choice["logprobs"] = self._logprobs(logprobs)
         choice["finish_reason"] = finish_reason
@@ -119,7 +134,7 @@ class Answer:
         """A chunk of its own, without choices; only where it was asked for."""
         if not self._ask.include_usage:
             return b""
-        last = {"object": "chat.completion.chunk", "choices": [], "usage": _usage(used)}
+        last = {"object": "chat.completion.chunk", "choices": [], "usage": usage(used)}
         return sse.event(self._head | last)
 
     def _logprobs(self, entries: Iterable[TokenLogprob]) -> dict[str, Any] | None:
@@ -130,10 +145,10 @@ class Answer:
 
 def error(failure: Failure) -> bytes:
     """The JSON body of a refusal; its status is `failure.code.meaning.status`."""
-    return msgspec.json.encode(_error(failure))
+    return msgspec.json.encode(error_object(failure))
 
 
-def _error(failure: Failure) -> dict[str, Any]:
+def error_object(failure: Failure) -> dict[str, Any]:
     """OpenAI's error object and Cloudflare's envelope in one: clients look for either."""
     pointer = failure.pointer if isinstance(failure, BadField) else ""
     told = {
@@ -145,7 +160,7 @@ def _error(failure: Failure) -> dict[str, Any]:
     return {"error": told} | envelope.error_envelope(failure)
 
 
-def _usage(used: Usage) -> dict[str, Any]:
+def usage(used: Usage) -> dict[str, Any]:
     """As natively, but with the details always there, as OpenAI has them."""
     details = {"prompt_tokens_details": {"cached_tokens": used.cached_tokens}}
     return envelope.usage(used) | details
@@ -159,8 +174,12 @@ def _entry(entry: TokenLogprob) -> dict[str, Any]:
 def _token(text: str, logprob: float) -> dict[str, Any]:
     """A token's text and bytes: a part of a character is bytes, and no text of its own."""
     spelled = text.encode("utf-8", "surrogateescape")
-    token = spelled.decode("utf-8", "replace")
-    return {"token": token, "logprob": logprob, "bytes": list(spelled)}
+    return {"token": shown(text), "logprob": logprob, "bytes": list(spelled)}
+
+
+def shown(text: str) -> str:
+    """A token's text as JSON can hold it."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _logprobs(fields: Fields) -> int | None:

@@ -13,9 +13,9 @@ from typing import Any, Literal
 from edge.ask import SamplingAsk
 from edge.checks import BadField, Fields, as_number, mismatch
 
-_MAX_STOPS = 16
-_MAX_STOP_CHARS = 1000
-_MAX_BIASES = 1024
+MAX_STOPS = 16
+MAX_STOP_CHARS = 1000
+MAX_BIASES = 1024
 _MAX_INT32 = 2**31 - 1
 _MAX_INT64 = 2**63 - 1
 _LEAST_REPETITION_PENALTY = 0.01  # logits are divided by it: smaller ones overflow
@@ -91,8 +91,8 @@ def stops(body: Fields) -> tuple[str, ...]:
         return (_stop(body.at("stop"), asked),)
     if not isinstance(asked, list):
         raise mismatch(body.at("stop"), asked, "string", "array")
-    if len(asked) > _MAX_STOPS:
-        says = f"'{body.at('stop')}' must have <= {_MAX_STOPS} items, got {len(asked)}"
+    if len(asked) > MAX_STOPS:
+        says = f"'{body.at('stop')}' must have <= {MAX_STOPS} items, got {len(asked)}"
         raise BadField(body.at("stop"), says)
     return tuple(_stop(f"{body.at('stop')}/{at}", stop) for at, stop in enumerate(asked))
 
@@ -104,8 +104,6 @@ def refuse_unsupported(body: Fields) -> None:
             raise BadField(body.at(name), f"'{body.at(name)}': {why}")
     _refuse_tools(body)
     _refuse_formats(body)
-    if body.integer("n", 1, 128) not in (None, 1):
-        raise BadField(body.at("n"), f"'{body.at('n')}': only one choice a request is supported")
     options = body.fields("options")
     if options is not None:
         options.flag("rejectIfBusy")
@@ -148,8 +146,8 @@ def _repetition(penalty: float) -> float:
 def _stop(pointer: str, stop: Any) -> str:
     if not isinstance(stop, str):
         raise mismatch(pointer, stop, "string")
-    if not 1 <= len(stop) <= _MAX_STOP_CHARS:
-        says = f"Length of '{pointer}' must be 1 to {_MAX_STOP_CHARS}, got {len(stop)}"
+    if not 1 <= len(stop) <= MAX_STOP_CHARS:
+        says = f"Length of '{pointer}' must be 1 to {MAX_STOP_CHARS}, got {len(stop)}"
         raise BadField(pointer, says)
     return stop
 
@@ -160,8 +158,8 @@ def _logit_bias(body: Fields) -> tuple[tuple[int, float], ...]:
     if biases is None:
         return ()
     entries: Sequence[tuple[str, Any]] = biases.items()
-    if len(entries) > _MAX_BIASES:
-        says = f"'{biases.at()}' must have <= {_MAX_BIASES} members, got {len(entries)}"
+    if len(entries) > MAX_BIASES:
+        says = f"'{biases.at()}' must have <= {MAX_BIASES} members, got {len(entries)}"
         raise BadField(biases.at(), says)
     return tuple(
         (_token_id(biases, name), as_number(biases.at(name), bias, -100, 100))

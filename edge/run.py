@@ -7,7 +7,7 @@ own. Knows how neither API spells things: `Native` and `OpenAI` do.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -18,28 +18,23 @@ from anyio import to_thread
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from edge import openai, workers_ai
+from edge import completions, openai, workers_ai
 from edge.ask import Ask, Broke, End, Piece, Text
 from edge.auth import Verifier
+from edge.choices import Choice, Choices
 from edge.clients import Clients, read_body
 from edge.complete import Caller, Walk
-from edge.door import JSON, record_of
+from edge.door import record_of
 from edge.metrics import Record
 from edge.places import Places
+from edge.response import send_whole, start_events
 from edge.settings import Settings
-from edge.sse import MEDIA_TYPE
 from routing.abort import write_of
 from routing.drain import Drain
 from routing.errors import Code, Failure
 
 _INLINE_BYTES = 100_000  # about 1 ms to parse; a longer body would hold up every other stream
 _MOST_LOGGED = 128  # characters of a model's name
-
-_STREAM_HEADERS = [
-    (b"content-type", MEDIA_TYPE.encode()),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # nginx would gather events otherwise
-]
 
 
 class Spelled(Protocol):
@@ -58,6 +53,8 @@ class Api(Protocol):
 
     def parse(self, body: bytes, scope: Scope) -> Ask: ...
     def answer(self, ask: Ask, request_id: str) -> Spelled: ...
+    def choices(self, asks: Sequence[Ask], request_id: str) -> Sequence[Choice]:
+        """Where `parse` may ask for several."""
 
 
 class Native:
@@ -73,19 +70,57 @@ class Native:
     def answer(self, ask: Ask, request_id: str) -> Spelled:
         return workers_ai.Answer()
 
+    def choices(self, asks: Sequence[Ask], request_id: str) -> Sequence[Choice]:
+        raise AssertionError("one choice natively")
 
-class OpenAI:
-    route = "chat_completions"
+
+class Enveloped(Native):
+    """Natively, with the model in the body: {"model", "input"}."""
 
     def model(self, scope: Scope) -> str | None:
         return None
 
     def parse(self, body: bytes, scope: Scope) -> Ask:
-        return openai.parse(body)
+        return workers_ai.parse_envelope(body)
+
+
+class OpenAI:
+    """Chat completions or completions: what differs is how they are read and spelled."""
+
+    def __init__(
+        self,
+        route: str,
+        read: Callable[[bytes], Ask],
+        spell: type[openai.Answer] | type[completions.Answer],
+    ) -> None:
+        self.route = route
+        self._read = read
+        self._spell = spell
+
+    def model(self, scope: Scope) -> str | None:
+        return None
+
+    def parse(self, body: bytes, scope: Scope) -> Ask:
+        return self._read(body)
 
     def answer(self, ask: Ask, request_id: str) -> Spelled:
-        created = int(datetime.now(UTC).timestamp())
-        return openai.Answer(ask, request_id=request_id, created=created)
+        return self._spell(ask, request_id=request_id, created=_now())
+
+    def choices(self, asks: Sequence[Ask], request_id: str) -> Sequence[Choice]:
+        spell = partial(self._spell, request_id=request_id, created=_now())
+        return [spell(ask, index=at) for at, ask in enumerate(asks)]
+
+
+def chat_completions() -> OpenAI:
+    return OpenAI("chat_completions", openai.parse, openai.Answer)
+
+
+def text_completions() -> OpenAI:
+    return OpenAI("completions", completions.parse, completions.Answer)
+
+
+def _now() -> int:
+    return int(datetime.now(UTC).timestamp())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +147,7 @@ class Run:
         record.route = self._api.route
         headers = Headers(scope=scope)
         tenant = self._service.verifier.tenant(
-            headers.get("authorization"), scope["path_params"]["account_id"]
+            headers.get("authorization"), scope["path_params"].get("account_id")
         )
         record.account, record.tenant = tenant.account, tenant
         with self._service.drain.until_cut():
@@ -144,15 +179,17 @@ class Run:
         record.stream = ask.stream
         if record.served_model is None:
             await self._check(ask.model, record)
-        spelled = self._api.answer(ask, record.request_id)
-        reply = Reply(send, write_of(scope), spelled, record, stream=ask.stream)
-        budget_s = self._service.settings.budget_s
+        walk, budget_s = self._service.walk, self._service.settings.budget_s
+        reply: Reply | Choices
+        if ask.choices:
+            several = self._api.choices(ask.choices, record.request_id)
+            reply = Choices(send, several, record)
+        else:
+            spelled = self._api.answer(ask, record.request_id)
+            reply = Reply(send, write_of(scope), spelled, record, stream=ask.stream)
         try:
             with anyio.fail_after(budget_s), self._service.drain.until_cut():
-                async with self._service.walk.complete(ask, caller, record.tries) as completion:
-                    completion.tell_at_once(reply.tell_nowait)
-                    async for pieces in completion:
-                        await reply.tell(pieces, completion.region)
+                await reply.run(walk, ask, caller)
         except TimeoutError:
             await reply.fail(Failure(Code.TIMEOUT, f"no whole answer within {budget_s:g} s"))
         except Failure as failure:
@@ -190,12 +227,17 @@ class Reply:
         self._begun = False  # the status is out
         self._texts: list[Text] = []  # of an answer that is not streamed
 
+    async def run(self, walk: Walk, ask: Ask, caller: Caller) -> None:
+        """Have it answered, and say so as it is."""
+        async with walk.complete(ask, caller, self._record.tries) as completion:
+            completion.tell_at_once(self.tell_nowait)
+            async for pieces in completion:
+                await self.tell(pieces, completion.region)
+
     async def tell(self, pieces: list[Piece], region: str) -> None:
         """Say more of the answer. What is told at once goes out as one write."""
         last = pieces[-1]
-        if self._record.first_at is None:
-            self._record.first_at = time.monotonic()
-            self._record.region = region
+        self._record.note_piece(region, time.monotonic())
         if isinstance(last, End):
             self._record.num_output = last.usage.completion_tokens
         if self._stream:
@@ -226,19 +268,10 @@ class Reply:
         if more and not data:
             return
         if not self._begun:
-            await self._start([*_STREAM_HEADERS, (b"x-served-by", region.encode())])
+            self._begun = True
+            await start_events(self._send, region)
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
     async def _whole(self, data: bytes, region: str) -> None:
-        await self._start(
-            [
-                (b"content-type", JSON.encode()),
-                (b"content-length", str(len(data)).encode()),
-                (b"x-served-by", region.encode()),
-            ]
-        )
-        await self._send({"type": "http.response.body", "body": data})
-
-    async def _start(self, headers: list[tuple[bytes, bytes]]) -> None:
         self._begun = True
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send_whole(self._send, data, region)

@@ -23,6 +23,7 @@ class Settings:
     keys_dir: Path  # public keys and revocations
     cache_dir: Path  # tokenizers; may be deleted
     ledger: Path | None = None  # of usage; None: it is not kept
+    catalogue: Path | None = None  # rows of models beside those that come with this
     name: str = "edge"
     trusted_proxies: tuple[str, ...] = LOOPBACK  # whose word on a client's place counts
     geo_db: Path | None = None  # an .mmdb file: address to place

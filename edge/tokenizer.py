@@ -37,6 +37,8 @@ class ModelText:
     def encode_prompt(self, ask: Ask) -> tuple[int, ...]:
         """What the model is to read; Failure(BAD_INPUT) when the template or the ids refuse it."""
         self._check_biases(ask)
+        if ask.token_ids is not None:
+            return self._checked(ask.token_ids)
         if ask.messages is None and (ask.raw or self._template is None):
             ids = self._encode(ask.prompt or "", begin=True)
         else:
@@ -71,6 +73,14 @@ class ModelText:
         """`begin`: with what the model's makers put around any text; a template does so itself."""
         # Unlike `encode`, this lets other threads run meanwhile and makes no offsets.
         return tuple(self._tokenizer.encode_batch_fast([text], add_special_tokens=begin)[0].ids)
+
+    def _checked(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        largest = max(ids, default=0)
+        if largest >= self.num_ids:
+            raise _bad_input(f"'/prompt': {largest} is no token: the model has {self.num_ids}")
+        if not ids:
+            raise _bad_input("the prompt holds no tokens")
+        return ids
 
     def _check_biases(self, ask: Ask) -> None:
         for token_id, _ in ask.sampling.logit_bias:

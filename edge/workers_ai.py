@@ -17,9 +17,22 @@ from edge.messages import messages
 from routing.errors import Failure
 
 
+def parse_envelope(body: bytes) -> Ask:
+    """{"model", "input": what `parse` takes}. Raises Failure(BAD_INPUT)."""
+    fields = read(body)
+    fields.need("model", "input")
+    model, taken = fields.text("model"), fields.fields("input")
+    if not model or taken is None:
+        raise BadField("/model", "Length of '/model' must be >= 1, got 0")
+    return parse_fields(taken, model)
+
+
 def parse(body: bytes, model: str) -> Ask:
     """What the client asks of `model`; raises Failure(BAD_INPUT) naming the field that is wrong."""
-    fields = read(body)
+    return parse_fields(read(body), model)
+
+
+def parse_fields(fields: Fields, model: str) -> Ask:
     turns, prompt = messages(fields), fields.text("prompt")
     if turns is None and prompt is None:
         either = f"{required('', 'prompt')}, {required('', 'messages')}"
@@ -33,6 +46,8 @@ def parse(body: bytes, model: str) -> Ask:
         raise BadField("/raw", "'/raw' needs '/prompt': messages go through the chat template")
     options.refuse_unsupported(fields)
     _refuse_logprobs(fields)
+    if fields.integer("n", 1, 128) not in {None, 1}:
+        raise BadField("/n", "'/n': several choices are given by /ai/v1/chat/completions")
     return Ask(
         model=model,
         messages=turns,

@@ -49,7 +49,7 @@ class TestAsks:
             ({"messages": None}, "/messages"),
             ({"messages": []}, "/messages"),
             ({"messages": [{"role": "robot", "content": "x"}]}, "/messages/0/role"),
-            ({"n": 2}, "/n"),
+            ({"n": 129}, "/n"),
             ({"logprobs": 5}, "/logprobs"),
             ({"logprobs": True, "top_logprobs": 21}, "/top_logprobs"),
             ({"logprobs": True, "top_logprobs": -1}, "/top_logprobs"),

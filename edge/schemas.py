@@ -1,0 +1,205 @@
+"""What a model takes and gives, as JSON Schema: `GET /ai/models/schema`, and the OpenAPI document.
+
+Ranges are those that `edge.options` checks, so that what is published is what is enforced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edge.options import MAX_BIASES, MAX_STOP_CHARS, MAX_STOPS, NATIVE, OPENAI, Range
+
+Schema = dict[str, Any]
+
+TEXT: Schema = {"type": "string"}
+FLAG: Schema = {"type": "boolean"}
+
+
+def nullable(schema: Schema) -> Schema:
+    """Clients send null for what they leave out."""
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _obj(properties: Mapping[str, Schema], *required: str) -> Schema:
+    optional = {
+        name: schema if name in required else nullable(schema)
+        for name, schema in properties.items()
+    }
+    shape: Schema = {"type": "object", "properties": optional}
+    return shape | ({"required": list(required)} if required else {})
+
+
+def _list(items: Schema, **bounds: int) -> Schema:
+    return {"type": "array", "items": items} | bounds
+
+
+def _ranges(ranges: Mapping[str, Range]) -> dict[str, Schema]:
+    return {
+        name: {
+            "type": allowed.kind,
+            "minimum": int(allowed.low) if allowed.kind == "integer" else allowed.low,
+            "maximum": int(allowed.high) if allowed.kind == "integer" else allowed.high,
+        }
+        for name, allowed in ranges.items()
+    }
+
+
+_STOP = TEXT | {"minLength": 1, "maxLength": MAX_STOP_CHARS}
+_FUNCTION = _obj({"name": TEXT, "description": TEXT, "parameters": {"type": "object"}}, "name")
+TOOL = {
+    "anyOf": [
+        _FUNCTION,
+        _obj({"type": {"const": "function"}, "function": _FUNCTION}, "type", "function"),
+    ]
+}
+TOOL_CHOICE = {
+    "anyOf": [{"enum": ["auto", "none", "required"]}, {"type": "object", "required": ["type"]}]
+}
+RESPONSE_FORMAT = _obj(
+    {
+        "type": {"enum": ["text", "json_object", "json_schema"]},
+        "json_schema": {
+            "type": "object",
+            "description": "A JSON schema, or OpenAI's {name, schema, strict} around one.",
+        },
+    },
+    "type",
+)
+_PART = _obj({"type": {"const": "text"}, "text": TEXT}, "type", "text")
+_CONTENT = {"anyOf": [TEXT, _list(_PART), {"type": "null"}]}
+MESSAGE = _obj(
+    {
+        "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
+        "content": _CONTENT,
+        "name": TEXT,
+        "tool_call_id": TEXT,
+        "tool_calls": _list({"type": "object"}),
+    },
+    "role",
+)
+MESSAGES = _list(MESSAGE, minItems=1)
+
+# What rides along with a prompt on every route.
+_COMMON: Mapping[str, Schema] = {
+    "stream": FLAG | {"description": "Answer with server-sent events as the text is made."},
+    "max_completion_tokens": _ranges(NATIVE)["max_tokens"],
+    "stop": {"anyOf": [_STOP, _list(_STOP, maxItems=MAX_STOPS)]},
+    "logit_bias": {
+        "type": "object",
+        "maxProperties": MAX_BIASES,
+        "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+    },
+    "response_format": RESPONSE_FORMAT,
+    "speculative": FLAG,
+    "ignore_eos": FLAG,
+    "options": _obj({"rejectIfBusy": FLAG}),
+}
+_CHAT: Mapping[str, Schema] = {
+    "tools": _list(TOOL, maxItems=128),
+    "tool_choice": TOOL_CHOICE,
+    "parallel_tool_calls": FLAG,
+}
+
+USAGE = _obj(
+    {
+        "prompt_tokens": {"type": "integer"},
+        "completion_tokens": {"type": "integer"},
+        "total_tokens": {"type": "integer"},
+        "prompt_tokens_details": _obj({"cached_tokens": {"type": "integer"}}),
+    },
+    "prompt_tokens",
+    "total_tokens",
+)
+
+_PROMPT = _obj(
+    {"prompt": TEXT | {"minLength": 1}, "raw": FLAG, **_ranges(NATIVE), **_COMMON}, "prompt"
+)
+_TURNS = _obj({"messages": MESSAGES, **_ranges(NATIVE), **_COMMON, **_CHAT}, "messages")
+GENERATION_INPUT: Schema = {
+    "oneOf": [_PROMPT | {"title": "Prompt"}, _TURNS | {"title": "Messages"}]
+}
+GENERATION_OUTPUT: Schema = {
+    "oneOf": [
+        _obj(
+            {
+                "response": {"anyOf": [TEXT, {"type": "object"}]},
+                "usage": USAGE,
+                "tool_calls": _list(_obj({"name": TEXT, "arguments": {"type": "object"}}, "name")),
+            },
+            "response",
+            "usage",
+        ),
+        TEXT | {"contentMediaType": "text/event-stream"},
+    ]
+}
+CHAT_INPUT: Schema = _obj(
+    {
+        "model": TEXT,
+        "messages": MESSAGES,
+        **_ranges(OPENAI),
+        **_COMMON,
+        **_CHAT,
+        "n": {"type": "integer", "minimum": 1, "maximum": 128},
+        "logprobs": FLAG,
+        "top_logprobs": {"type": "integer", "minimum": 0, "maximum": 20},
+        "stream_options": _obj({"include_usage": FLAG}),
+    },
+    "model",
+    "messages",
+)
+_IDS = _list({"type": "integer", "minimum": 0}, minItems=1)
+COMPLETION_INPUT: Schema = _obj(
+    {
+        "model": TEXT,
+        "prompt": {"anyOf": [TEXT, _list(TEXT, minItems=1), _IDS, _list(_IDS, minItems=1)]},
+        **_ranges(OPENAI),
+        **_COMMON,
+        "n": {"type": "integer", "minimum": 1, "maximum": 128},
+        "best_of": {"type": "integer", "minimum": 1, "maximum": 128},
+        "logprobs": {"type": "integer", "minimum": 0, "maximum": 20},
+        "echo": FLAG,
+        "stream_options": _obj({"include_usage": FLAG}),
+    },
+    "model",
+    "prompt",
+)
+_TEXTS = {"anyOf": [TEXT | {"minLength": 1}, _list(TEXT | {"minLength": 1}, minItems=1)]}
+_EMBED = _obj({"text": _TEXTS, "pooling": {"enum": ["mean", "cls"]}}, "text")
+_CONTEXT = _obj({"text": TEXT | {"minLength": 1}}, "text")
+_RERANK = _obj(
+    {
+        "query": TEXT | {"minLength": 1},
+        "contexts": _list(_CONTEXT, minItems=1),
+        "top_k": {"type": "integer", "minimum": 1},
+    },
+    "query",
+    "contexts",
+)
+_NUMBERS = _list({"type": "number"})
+_SCORE = _obj({"id": {"type": "integer"}, "score": {"type": "number"}}, "id", "score")
+EMBEDDING_INPUT: Schema = {"oneOf": [_EMBED, _RERANK]}
+EMBEDDING_OUTPUT: Schema = {
+    "oneOf": [
+        _obj(
+            {
+                "shape": _list({"type": "integer"}),
+                "data": _list(_NUMBERS),
+                "pooling": {"enum": ["mean", "cls"]},
+            },
+            "shape",
+            "data",
+        ),
+        _obj({"response": _list(_SCORE)}, "response"),
+    ]
+}
+
+_BY_TASK: Mapping[str, tuple[Schema, Schema]] = {
+    "text-generation": (GENERATION_INPUT, GENERATION_OUTPUT),
+    "text-embeddings": (EMBEDDING_INPUT, EMBEDDING_OUTPUT),
+}
+
+
+def schemas(task: str) -> dict[str, Schema]:
+    taken, given = _BY_TASK[task]
+    return {"input": taken, "output": given}
