@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from edge.settings import Settings, read_fleet, settings_of
+from edge.settings import Compat, Settings, read_fleet, settings_of
 from routing import logs
 from routing.drain import Drain
 from routing.paths import paths
@@ -68,6 +68,9 @@ def serve(  # noqa: PLR0913  one parameter a flag
     max_output_tokens: Annotated[
         int | None, typer.Option(help="When the client names no max_tokens.", min=1)
     ] = None,
+    compat: Annotated[
+        Compat | None, typer.Option(help="workers-ai: natively 256 tokens where none are named.")
+    ] = None,
     body_limit_bytes: Annotated[int | None, typer.Option(help="Of a request.", min=1)] = None,
     cold_s: Annotated[
         float | None,
@@ -91,6 +94,7 @@ def serve(  # noqa: PLR0913  one parameter a flag
         "geo_db": geo_db,
         "budget_s": budget_s,
         "max_output_tokens": max_output_tokens,
+        "compat": compat,
         "body_limit_bytes": body_limit_bytes,
         "cold_s": cold_s,
         "stalled_reader_s": stalled_reader_s,

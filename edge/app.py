@@ -39,6 +39,7 @@ from routing.secret import authorized
 
 AI = "/client/v4/accounts/{account_id}/ai"
 V1S = (f"{AI}/v1", "/v1")
+WORKERS_AI_MAX_TOKENS = 256  # natively, where a request names none, by its documents
 _WARM_S, _WARM_AGAIN_S = 0.5, 10.0  # between looks for new tokenizers; after one was not to be had
 
 
@@ -97,7 +98,9 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
 
 def _run_routes(service: Service) -> list[Route]:
     """Where models are run. What an OpenAI client sends needs no account in its address."""
-    posts: dict[str, Api] = {f"{AI}/run/{{model:path}}": Native(), f"{AI}/run": Enveloped()}
+    strict = service.settings.compat == "workers-ai"
+    most = WORKERS_AI_MAX_TOKENS if strict else None
+    posts: dict[str, Api] = {f"{AI}/run/{{model:path}}": Native(most), f"{AI}/run": Enveloped(most)}
     for v1 in V1S:
         posts[f"{v1}/chat/completions"] = chat_completions()
         posts[f"{v1}/completions"] = text_completions()

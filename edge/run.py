@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Protocol
@@ -60,15 +60,24 @@ class Api(Protocol):
 class Native:
     route = "run"
 
+    def __init__(self, max_tokens: int | None = None) -> None:
+        """`max_tokens`: of a request that names none; None: as on the other routes."""
+        self._max_tokens = max_tokens
+
     def model(self, scope: Scope) -> str | None:
         # Some clients send %2F for the slashes of a model: the server has decoded the path.
         return str(scope["path_params"]["model"])
 
     def parse(self, body: bytes, scope: Scope) -> Ask:
-        return workers_ai.parse(body, str(scope["path_params"]["model"]))
+        return self._limited(workers_ai.parse(body, str(scope["path_params"]["model"])))
 
     def answer(self, ask: Ask, request_id: str) -> Spelled:
         return workers_ai.Answer()
+
+    def _limited(self, ask: Ask) -> Ask:
+        if self._max_tokens is None or ask.sampling.max_tokens is not None:
+            return ask
+        return replace(ask, sampling=replace(ask.sampling, max_tokens=self._max_tokens))
 
     def choices(self, asks: Sequence[Ask], request_id: str) -> Sequence[Choice]:
         raise AssertionError("one choice natively")
@@ -81,7 +90,7 @@ class Enveloped(Native):
         return None
 
     def parse(self, body: bytes, scope: Scope) -> Ask:
-        return workers_ai.parse_envelope(body)
+        return self._limited(workers_ai.parse_envelope(body))
 
 
 class OpenAI:

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -14,6 +14,8 @@ from msgspec import Meta, Struct
 from routing.drain import GRACE_S
 from routing.geo import LOOPBACK
 from routing.region import Place, Region
+
+Compat = Literal["better", "workers-ai"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,7 @@ class Settings:
     geo_db: Path | None = None  # an .mmdb file: address to place
     budget_s: float = 300.0  # for a whole request, from its body's last byte to its last token
     max_output_tokens: int = 2048  # when the client names no max_tokens
+    compat: Compat = "better"  # "workers-ai": also where Workers AI's own defaults are in the way
     body_limit_bytes: int = 10_000_000  # as Workers AI documents for its payloads
     cold_s: float = 10.0  # that a request waits for a model that is being loaded
     grace_s: float = GRACE_S  # that requests have to end once it is told to stop
@@ -42,6 +45,7 @@ class EdgeTable(Struct, frozen=True, kw_only=True):
     geo_db: str | None = None
     budget_s: Annotated[float, Meta(gt=0)] | None = None
     max_output_tokens: Annotated[int, Meta(ge=1)] | None = None
+    compat: Compat | None = None
     body_limit_bytes: Annotated[int, Meta(ge=1)] | None = None
     cold_s: Annotated[float, Meta(ge=0)] | None = None
     stalled_reader_s: Annotated[float, Meta(gt=0)] | None = None

@@ -66,9 +66,9 @@ async def test_a_streamed_answer(edge: EdgeClient) -> None:
         body = await response.aread()
     usage = '{"prompt_tokens":2,"completion_tokens":3,"total_tokens":5}'
     assert body.decode() == (
-        'data: {"response":"C"}\n\n'
-        'data: {"response":"D"}\n\n'
-        'data: {"response":"E"}\n\n'
+        'data: {"response":"C","p":"abcdefghijklmnopqrstuvwxyz012"}\n\n'
+        'data: {"response":"D","p":"abcdefghijklmnopqrstuvwxyz012"}\n\n'
+        'data: {"response":"E","p":"abcdefghijklmnopqrstuvwxyz012"}\n\n'
         f'data: {{"response":"","usage":{usage}}}\n\n'
         "data: [DONE]\n\n"
     )

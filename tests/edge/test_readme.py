@@ -23,7 +23,8 @@ def test_every_setting_of_the_file_is_there_with_its_default() -> None:
     assert set(rows) == set(EdgeTable.__struct_fields__)
     settings = Settings(regions=(), secret="", keys_dir=EDGE, cache_dir=EDGE)
     for name in set(rows) - {"trusted_proxies", "geo_db"}:
-        assert float(rows[name]) == getattr(settings, name)
+        default = getattr(settings, name)
+        assert type(default)(rows[name]) == default
 
 
 def test_every_file_that_is_named_exists() -> None:

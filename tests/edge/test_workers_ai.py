@@ -360,12 +360,19 @@ class TestBodies:
 
 
 class TestAnswers:
+    def test_events_do_not_tell_how_long_their_text_is(self) -> None:
+        answer = Answer()
+        texts = [Text(text=text) for text in ("a", "\u00e9", '"', "a longer word", "x" * 30)]
+        assert len({len(answer.frames(text)) for text in texts}) == 1
+        longer = [Text(text="x" * length) for length in range(31, 63)]
+        assert len({len(answer.frames(text)) for text in longer}) == 1
+
     def test_a_stream_is_as_cloudflares(self) -> None:
         answer = Answer()
         pieces = [Text(text="Hello"), Text(text=""), Text(text=" How"), END]
         assert b"".join(map(answer.frames, pieces)).decode() == (
-            'data: {"response":"Hello"}\n\n'
-            'data: {"response":" How"}\n\n'
+            'data: {"response":"Hello","p":"abcdefghijklmnopqrstuvwxy"}\n\n'
+            'data: {"response":" How","p":"abcdefghijklmnopqrstuvwxyz"}\n\n'
             'data: {"response":"","usage":'
             '{"prompt_tokens":755,"completion_tokens":10,"total_tokens":765}}\n\n'
             "data: [DONE]\n\n"
