@@ -86,14 +86,16 @@ class Answer:
         match piece:
             case Text(text=text):
                 return self.text_frame(text) if text else b""
-            case End(usage=used):
-                return sse.event({"response": "", "usage": usage(used)}) + sse.DONE
+            case End(reason=reason, usage=used):
+                last = {"response": "", "finish_reason": reason, "usage": usage(used)}
+                return sse.event(last) + sse.DONE
             case Broke(code=code, detail=detail):
                 return sse.event(error_envelope(Failure(code, detail)), "error")
 
     def whole(self, texts: Iterable[Text], end: End) -> bytes:
         """The JSON body of an answer that was not streamed."""
-        result = {"response": "".join(text.text for text in texts), "usage": usage(end.usage)}
+        text = "".join(text.text for text in texts)
+        result = {"response": text, "finish_reason": end.reason, "usage": usage(end.usage)}
         return msgspec.json.encode(envelope(result))
 
 

@@ -53,6 +53,7 @@ async def test_a_whole_answer(edge: EdgeClient) -> None:
     assert answer.headers["x-served-by"] == "weur"
     assert answer.json()["result"] == {
         "response": "CDEFG",
+        "finish_reason": "length",
         "usage": {"prompt_tokens": 2, "completion_tokens": 5, "total_tokens": 7},
     }
 
@@ -69,7 +70,7 @@ async def test_a_streamed_answer(edge: EdgeClient) -> None:
         'data: {"response":"C","p":"abcdefghijklmnopqrstuvwxyz012"}\n\n'
         'data: {"response":"D","p":"abcdefghijklmnopqrstuvwxyz012"}\n\n'
         'data: {"response":"E","p":"abcdefghijklmnopqrstuvwxyz012"}\n\n'
-        f'data: {{"response":"","usage":{usage}}}\n\n'
+        f'data: {{"response":"","finish_reason":"length","usage":{usage}}}\n\n'
         "data: [DONE]\n\n"
     )
 

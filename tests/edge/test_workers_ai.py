@@ -373,7 +373,7 @@ class TestAnswers:
         assert b"".join(map(answer.frames, pieces)).decode() == (
             'data: {"response":"Hello","p":"abcdefghijklmnopqrstuvwxy"}\n\n'
             'data: {"response":" How","p":"abcdefghijklmnopqrstuvwxyz"}\n\n'
-            'data: {"response":"","usage":'
+            'data: {"response":"","finish_reason":"stop","usage":'
             '{"prompt_tokens":755,"completion_tokens":10,"total_tokens":765}}\n\n'
             "data: [DONE]\n\n"
         )
@@ -381,7 +381,8 @@ class TestAnswers:
     def test_cached_tokens_are_told_where_there_are_some(self) -> None:
         used = Usage(prompt_tokens=6377, completion_tokens=349, cached_tokens=2861)
         assert Answer().frames(End(reason="stop", usage=used)).decode() == (
-            'data: {"response":"","usage":{"prompt_tokens":6377,"completion_tokens":349,'
+            'data: {"response":"","finish_reason":"stop",'
+            '"usage":{"prompt_tokens":6377,"completion_tokens":349,'
             '"total_tokens":6726,"prompt_tokens_details":{"cached_tokens":2861}}}\n\n'
             "data: [DONE]\n\n"
         )
@@ -402,6 +403,7 @@ class TestAnswers:
         assert json.loads(Answer().whole([Text(text="Hel"), Text(text="lo")], END)) == {
             "result": {
                 "response": "Hello",
+                "finish_reason": "stop",
                 "usage": {"prompt_tokens": 755, "completion_tokens": 10, "total_tokens": 765},
             },
             "success": True,

@@ -31,6 +31,7 @@ async def test_whole_and_streamed_answers_on_both_apis(tmp_path: Path) -> None:
         assert whole.json() == {
             "result": {
                 "response": "BCDEF",
+                "finish_reason": "length",
                 "usage": {"prompt_tokens": 4, "completion_tokens": 5, "total_tokens": 9},
             },
             "success": True,

@@ -1,0 +1,24 @@
+"""An edge on a real socket over a region that counts: "hello" in a chat is answered "ABC..."."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.counting_region import CountingRegion, running
+from tests.fakes.edge_client import EdgeClient, edge_over
+
+
+@pytest.fixture
+async def region() -> AsyncIterator[CountingRegion]:
+    counting = CountingRegion()
+    async with running(counting):
+        yield counting
+
+
+@pytest.fixture
+async def edge(tmp_path: Path, region: CountingRegion) -> AsyncIterator[EdgeClient]:
+    async with edge_over(tmp_path, [region.region]) as client:
+        yield client
