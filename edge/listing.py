@@ -187,7 +187,7 @@ def openai_model(models: Iterable[Listed], name: str) -> dict[str, Any]:
 
 
 def _openai_model(model: Listed) -> dict[str, Any]:
-    """`context_window` is what several clients look for beside OpenAI's four."""
+    """OpenAI's four, and what clients and the playground look for beside them."""
     return {
         "id": model.name,
         "object": "model",
@@ -195,6 +195,8 @@ def _openai_model(model: Listed) -> dict[str, Any]:
         "owned_by": author_of(model.name) or "local",
         "context_window": model.context_window,
         "task": model.task,
+        "description": model.description,
+        "precision": model.precision,
     }
 
 

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from edge import listing
+from edge import listing, playground
 from edge.auth import Tenant, Verifier
 from edge.door import record_of
 from edge.envelope import envelope
@@ -47,7 +47,8 @@ class Pages:
             "/tasks/search": lambda models, request: _page(listing.tasks(models), request),
             "/authors/search": lambda models, request: _page(listing.authors(models), request),
         }
-        openai: Mapping[str, Answer] = {
+        openai: dict[str, Answer] = {
+            "/regions": lambda models, request: envelope(self._regions()),
             "/models": lambda models, request: listing.openai_list(models),
             "/models/{model:path}": lambda models, request: listing.openai_model(
                 models, request.path_params["model"]
@@ -59,7 +60,11 @@ class Pages:
             *(Route(path, self._page(answer), methods=["GET"]) for path, answer in paths.items()),
             Route("/client/v4/user/tokens/verify", self._verify, methods=["GET"]),
             Route("/openapi.json", _openapi, methods=["GET"]),
+            *playground.routes(),
         ]
+
+    def _regions(self) -> list[dict[str, Any]]:
+        return playground.regions(self.watch.known(), self.watch.now())
 
     def _page(self, answer: Answer) -> Callable[[Request], Any]:
         async def page(request: Request) -> Response:

@@ -190,6 +190,7 @@ class Launch:
     def _say_how_to_call(self) -> None:
         caller = self._prepared.caller
         self._screen.result(f"\n{curl_line(caller)}\n\ntoken: {caller.key}")
+        self._screen.result(f"\nplayground: {caller.edge_url}/#key={caller.key}")
         self._screen.say("Running until Ctrl-C. In another terminal: .venv/bin/fleet status")
 
     def _note(self) -> None:

@@ -126,7 +126,7 @@ async def test_json_is_read_whatever_the_content_type(edge: EdgeClient) -> None:
 @pytest.mark.parametrize(
     ("path", "shown"),
     [
-        ("/", "/"),
+        ("/nowhere", "/nowhere"),
         ("/client/v4/nowhere", "/client/v4/nowhere"),
         (f"/client/v4/accounts/{ACCOUNT}/ai/v1/embeddings", "/ai/v1/embeddings"),
         (f"/client/v4/accounts/{ACCOUNT}/ai/v1/chat/completions/", "completions/"),
