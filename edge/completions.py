@@ -69,7 +69,7 @@ def _prompts(fields: Fields, *, echo: bool) -> list[dict[str, Any]]:
         raise mismatch("/prompt", prompt, "string", "array")
     if not prompt:
         raise BadField("/prompt", "'/prompt' must have >= 1 items, got 0")
-    if isinstance(prompt[0], int):
+    if isinstance(prompt[0], int | float):
         return [_ids("/prompt", prompt, echo=echo)]
     if len(prompt) > _MOST_PROMPTS:
         says = f"'/prompt' must have <= {_MOST_PROMPTS} items, got {len(prompt)}"
@@ -97,12 +97,17 @@ def _ids(pointer: str, prompt: list[Any], *, echo: bool) -> dict[str, Any]:
         raise BadField("/echo", f"'/echo' needs a text, and '{pointer}' is token ids")
     if not prompt:
         raise BadField(pointer, f"'{pointer}' must have >= 1 items, got 0")
-    for at, token_id in enumerate(prompt):
-        if type(token_id) is not int:
-            raise mismatch(f"{pointer}/{at}", token_id, "integer")
-        if not 0 <= token_id <= _MAX_TOKEN_ID:
-            raise BadField(f"{pointer}/{at}", f"'{pointer}/{at}' is not a token id")
-    return {"token_ids": tuple(prompt)}
+    return {"token_ids": tuple(_id(f"{pointer}/{at}", it) for at, it in enumerate(prompt))}
+
+
+def _id(pointer: str, token_id: Any) -> int:
+    if isinstance(token_id, float) and token_id.is_integer():
+        token_id = int(token_id)  # 3.0 is an integer to JSON Schema
+    if type(token_id) is not int:
+        raise mismatch(pointer, token_id, "integer")
+    if not 0 <= token_id <= _MAX_TOKEN_ID:
+        raise BadField(pointer, f"'{pointer}' is not a token id")
+    return token_id
 
 
 class Answer:

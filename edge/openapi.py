@@ -46,11 +46,10 @@ def document() -> dict[str, Any]:
     chat, completion = schemas.CHAT_INPUT, schemas.COMPLETION_INPUT
     native: Schema = {"oneOf": [schemas.GENERATION_INPUT, schemas.EMBEDDING_INPUT]}
     result = _enveloped({"anyOf": [schemas.GENERATION_OUTPUT, schemas.EMBEDDING_OUTPUT]})
-    inner = schemas.nullable(native)
     envelope: Schema = {
         "type": "object",
         "required": ["model", "input"],
-        "properties": {"model": schemas.TEXT, "input": inner},
+        "properties": {"model": schemas.TEXT, "input": native},
     }
     paths: dict[str, Any] = {
         f"{NATIVE}/run/{{model}}": {"post": _post("Run a model.", native, result)},
@@ -61,7 +60,7 @@ def document() -> dict[str, Any]:
         paths[f"{v1}/completions"] = {"post": _post("OpenAI completions.", completion, _OBJECT)}
         paths[f"{v1}/models"] = {"get": _get("Models, as OpenAI lists them.", _OBJECT)}
         paths[f"{v1}/models/{{model}}"] = {"get": _get("One model.", _OBJECT)}
-    page = {"page": _NUMBER, "per_page": _NUMBER | {"maximum": 100}}
+    page = {"page": _NUMBER | {"maximum": 1_000_000}, "per_page": _NUMBER | {"maximum": 100}}
     words = {"search": schemas.TEXT, "author": schemas.TEXT, "task": schemas.TEXT}
     listed = _enveloped({"type": "array", "items": {"type": "object"}})
     for path, says, query in (

@@ -67,17 +67,21 @@ RESPONSE_FORMAT = _obj(
     "type",
 )
 _PART = _obj({"type": {"const": "text"}, "text": TEXT}, "type", "text")
-_CONTENT = {"anyOf": [TEXT, _list(_PART), {"type": "null"}]}
-MESSAGE = _obj(
-    {
-        "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
-        "content": _CONTENT,
-        "name": TEXT,
-        "tool_call_id": TEXT,
-        "tool_calls": _list({"type": "object"}),
-    },
-    "role",
-)
+_CONTENT = {"anyOf": [TEXT, _list(_PART)]}
+_CALL = _obj({"name": TEXT, "arguments": {"anyOf": [{"type": "object"}, TEXT]}}, "name")
+_TOOL_CALL = {"anyOf": [_CALL, _obj({"id": TEXT, "type": TEXT, "function": _CALL}, "function")]}
+_SAYS: Mapping[str, Schema] = {
+    "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
+    "content": _CONTENT,
+    "name": TEXT,
+    "tool_call_id": TEXT,
+}
+MESSAGE = {
+    "anyOf": [
+        _obj(_SAYS, "role", "content"),
+        _obj({**_SAYS, "tool_calls": _list(_TOOL_CALL, minItems=1)}, "role", "tool_calls"),
+    ]
+}
 MESSAGES = _list(MESSAGE, minItems=1)
 
 # What rides along with a prompt on every route.
@@ -88,6 +92,7 @@ _COMMON: Mapping[str, Schema] = {
     "logit_bias": {
         "type": "object",
         "maxProperties": MAX_BIASES,
+        "propertyNames": {"pattern": "^[0-9]{1,9}$"},
         "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
     },
     "response_format": RESPONSE_FORMAT,
@@ -148,11 +153,12 @@ CHAT_INPUT: Schema = _obj(
     "model",
     "messages",
 )
-_IDS = _list({"type": "integer", "minimum": 0}, minItems=1)
+_IDS = _list({"type": "integer", "minimum": 0, "maximum": 2**31 - 1}, minItems=1)
+_WORDS = TEXT | {"minLength": 1}
 COMPLETION_INPUT: Schema = _obj(
     {
         "model": TEXT,
-        "prompt": {"anyOf": [TEXT, _list(TEXT, minItems=1), _IDS, _list(_IDS, minItems=1)]},
+        "prompt": {"anyOf": [_WORDS, _list(_WORDS, minItems=1), _IDS, _list(_IDS, minItems=1)]},
         **_ranges(OPENAI),
         **_COMMON,
         "n": {"type": "integer", "minimum": 1, "maximum": 128},

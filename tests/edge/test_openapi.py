@@ -1,0 +1,75 @@
+"""The OpenAPI document against an edge: whatever it allows is answered as it says, and what it does
+not allow is refused as it says. Schemathesis makes the requests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from anyio import to_thread
+from hypothesis import HealthCheck, given, settings
+from schemathesis import checks
+from schemathesis.generation import GenerationMode
+
+from edge.openapi import document
+from tests.fakes.counting_region import MODEL, CountingRegion, running
+from tests.fakes.edge_client import ACCOUNT, EdgeClient, edge_over
+
+EXAMPLES = 15
+CHECKS = [
+    checks.not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_schema_conformance,
+]
+OPERATIONS = [(path, method) for path, methods in document()["paths"].items() for method in methods]
+
+
+@pytest.fixture
+async def edge(tmp_path: Path) -> AsyncIterator[EdgeClient]:
+    region = CountingRegion()
+    async with running(region), edge_over(tmp_path, [region.region]) as client:
+        yield client
+
+
+def named() -> dict[str, Any]:
+    """The document, with the account and the model that there are wherever it has any text."""
+    spec = document()
+    for methods in spec["paths"].values():
+        for operation in methods.values():
+            for parameter in operation["parameters"]:
+                known = {"account_id": ACCOUNT, "model": MODEL}.get(parameter["name"])
+                if known is not None:
+                    parameter["schema"] = {"const": known}
+            body = operation.get("requestBody")
+            if body is not None:
+                schema = body["content"]["application/json"]["schema"]
+                if "model" in schema.get("properties", {}):
+                    schema["properties"]["model"] = {"const": MODEL}
+    return spec
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+@pytest.mark.parametrize(("path", "method"), OPERATIONS)
+async def test_an_edge_is_as_it_says(
+    edge: EdgeClient, path: str, method: str, mode: GenerationMode
+) -> None:
+    operation = schemathesis.openapi.from_dict(named())[path][method.upper()]
+    statuses: list[int] = []
+
+    @settings(
+        max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=[*HealthCheck]
+    )
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def ask(case: Any) -> None:
+        answer = case.call(base_url=edge.url, headers=edge.headers())
+        statuses.append(answer.status_code)
+        case.validate_response(answer, checks=CHECKS)
+
+    await to_thread.run_sync(ask)
+    if mode is GenerationMode.POSITIVE:
+        assert 200 in statuses
