@@ -48,6 +48,7 @@ class EdgeRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     geo_db: str | None = None  # an .mmdb file: client address to place
     budget_s: Annotated[float, Meta(gt=0)] | None = None  # for one whole request
     max_output_tokens: Annotated[int, Meta(ge=1)] | None = None  # when the client names none
+    compat: Literal["better", "workers-ai"] | None = None  # whose defaults where they differ
     body_limit_bytes: Annotated[int, Meta(ge=1)] | None = None
     cold_s: Annotated[float, Meta(ge=0)] | None = None  # for a model that is being loaded
     stalled_reader_s: Annotated[float, Meta(gt=0)] | None = None  # clients that take nothing

@@ -3,6 +3,7 @@ by name, and the fleet that they are of goes on."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 from safetensors import safe_open
 
 from infire.pull import pull
+from routing.paths import paths
 from tests.fakes.small_gguf import small_llama, small_tokenizer, write_gguf
 from tests.system.faults import PATIENCE_S, restart
 from tests.system.world import MODEL, Process, Shape, World, counted, world
@@ -56,7 +58,8 @@ async def start_with(w: World, name: str, folder: Path) -> Process:
     """The worker `name` anew, with the real engine and the model in `folder`."""
     words = ["origin_gpu", "worker", "--region", "weur", "--role", "prefill", "--model", MODEL]
     words += ["--model-dir", str(folder), "--secret-file", str(w.home / "secret")]
-    engine = f"{sys.executable} -m infire serve"
+    # Kernels are where they are for all: to compile them anew takes longer than to look at weights.
+    engine = f"{sys.executable} -m infire serve --cache-dir {paths(os.environ).cache}"
     return await restart(w, name, [*words, "--engine-command", engine, "--device", "cpu"])
 
 
