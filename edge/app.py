@@ -29,6 +29,7 @@ from edge.metrics import Metrics
 from edge.pages import Pages
 from edge.places import Places
 from edge.response import JSON
+from edge.responses_file import ResponsesFile
 from edge.responses_store import ResponsesStore
 from edge.run import (
     Anthropic,
@@ -62,7 +63,8 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
     texts = TextStore(settings.cache_dir / "assets", watch.text_assets)
     ledger = open_ledger(settings.ledger, unix_time) if settings.ledger else None
     beside = settings.ledger and settings.ledger.with_name("responses.sqlite")
-    responses = ResponsesStore(beside, unix_time)
+    stored = ResponsesFile(beside)
+    responses = ResponsesStore(stored, unix_time)
     metrics = Metrics(watch, ledger)
     drain.num_left = lambda: metrics.num_in_flight
     service = Service(
@@ -89,7 +91,7 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
             yield
             tasks.cancel_scope.cancel()
         service.places.close()
-        responses.close()
+        stored.close()
         if ledger is not None:
             await to_thread.run_sync(ledger.close)
 

@@ -83,7 +83,7 @@ class RunResponses(Run):
         )
         try:
             await self._store.put(caller.tenant.account, stored)
-        except sqlite3.Error as exc:
+        except (sqlite3.Error, Failure) as exc:
             fields = {"request_id": caller.request_id, "reason": str(exc)}
             logger.error("response was not stored", extra={"fields": fields})
 

@@ -1,61 +1,45 @@
 """Responses that were asked to be stored: what `previous_response_id` and references go back to.
 
-One SQLite file in WAL mode, for all edges of a host. An account sees its own alone. What was not
-used for a month is gone, and so are the oldest of an account that has stored too many or too much.
-Knows no HTTP, and of a response only its id and the one before it.
+An account sees its own alone. What was not used for a month is gone, and so are the oldest of an
+account that has stored too many or too much. Knows no HTTP, no file, and of a response only its id
+and the one before it.
 """
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import msgspec
-from anyio import CapacityLimiter, to_thread
 from msgspec import Struct
 
-from routing.rows import use_wal
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS responses (
-    account TEXT NOT NULL,
-    id TEXT NOT NULL,
-    previous TEXT,
-    used REAL NOT NULL,
-    size INTEGER NOT NULL,
-    data BLOB NOT NULL,
-    PRIMARY KEY (account, id)
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS responses_used ON responses (account, used);
-"""
-_CHAIN = """
-WITH RECURSIVE chain (id, previous, data, depth) AS (
-    SELECT id, previous, data, 1 FROM responses WHERE account = :account AND id = :id
-    UNION ALL
-    SELECT earlier.id, earlier.previous, earlier.data, depth + 1
-    FROM responses AS earlier JOIN chain ON earlier.id = chain.previous
-    WHERE earlier.account = :account AND depth < :most
-)
-SELECT id, previous, data FROM chain ORDER BY depth DESC
-"""
-_OVER = """
-DELETE FROM responses WHERE account = :account AND id IN (
-    SELECT id FROM (
-        SELECT id, row_number() OVER newest AS number, sum(size) OVER newest AS bytes
-        FROM responses WHERE account = :account
-        WINDOW newest AS (ORDER BY used DESC, id)
-    ) WHERE number > :most OR bytes > :most_bytes
-)
-"""
-_BUSY_S = 5.0  # what one writer waits for another
-_THREADS = 2
 MOST_TURNS = 1000  # of one conversation
+_DAY_S = 86400.0
+_T = TypeVar("_T")
+
+_FIND = "SELECT body FROM responses WHERE id = ? AND account = ? AND forget > ?"
+_PUT = "INSERT INTO responses (id, account, body, created, forget) VALUES (?, ?, ?, ?, ?)"
+_USE = "UPDATE responses SET forget = ? WHERE id = ? AND account = ?"
+_DELETE = "DELETE FROM responses WHERE id = ? AND account = ? AND forget > ?"
+_FORGET = "DELETE FROM responses WHERE forget <= ?"
+_OVER = """
+DELETE FROM responses WHERE account = ? AND id IN (
+    SELECT id FROM (
+        SELECT id, row_number() OVER newest AS number, sum(length(body)) OVER newest AS num_bytes
+        FROM responses WHERE account = ? WINDOW newest AS (ORDER BY forget DESC, id)
+    ) AS kept WHERE number > ? OR num_bytes > ?
+)
+"""
+
+
+class Store(Protocol):
+    """Where the rows are: a table `responses` (id, account, body, created, forget)."""
+
+    async def read(self, work: Callable[[sqlite3.Connection], _T]) -> _T: ...
+    async def write(self, work: Callable[[sqlite3.Connection], _T]) -> _T: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,95 +60,61 @@ class Stored(Struct, frozen=True, kw_only=True):
 
 
 class ResponsesStore:
-    """`clock` gives Unix seconds. Calls may come from any task; the work is done in threads."""
+    """`clock` gives Unix seconds. Raises what its store raises."""
 
     def __init__(
-        self, path: Path | None, clock: Callable[[], float], bounds: Bounds | None = None
+        self, store: Store, clock: Callable[[], float], bounds: Bounds | None = None
     ) -> None:
-        """Without a path it is kept in memory. OSError or sqlite3.Error if it cannot be used."""
-        if path is not None:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        self._store = store
         self._clock = clock
         self._bounds = bounds or Bounds()
-        self._limiter = CapacityLimiter(_THREADS)
-        self._lock = threading.Lock()  # guards the connection
         self._num_put = 0
-        self._connection = sqlite3.connect(
-            path or ":memory:", timeout=_BUSY_S, isolation_level=None, check_same_thread=False
-        )
-        if path is not None:
-            use_wal(self._connection)
-        self._connection.executescript(_SCHEMA)
 
     async def put(self, account: str, stored: Stored) -> None:
         """Any process finds it once this returns."""
-        await to_thread.run_sync(self._put, account, stored, limiter=self._limiter)
+        self._num_put += 1
+        await self._store.write(partial(self._put, account, stored, msgspec.json.encode(stored)))
 
     async def get(self, account: str, response_id: str) -> Stored | None:
-        return await to_thread.run_sync(self._get, account, response_id, limiter=self._limiter)
+        find = partial(_find, account, response_id, self._clock())
+        return await self._store.read(find)
 
     async def chain(self, account: str, response_id: str) -> list[Stored] | None:
         """The conversation up to this response, oldest first; None when not all of it is there."""
-        return await to_thread.run_sync(self._chain, account, response_id, limiter=self._limiter)
+        return await self._store.write(partial(self._chain, account, response_id))
 
     async def delete(self, account: str, response_id: str) -> bool:
         """Whether it was there."""
-        return await to_thread.run_sync(self._delete, account, response_id, limiter=self._limiter)
 
-    def close(self) -> None:
-        with self._lock:
-            self._connection.close()
+        def work(db: sqlite3.Connection) -> bool:
+            return db.execute(_DELETE, (response_id, account, self._clock())).rowcount > 0
 
-    def _put(self, account: str, stored: Stored) -> None:
-        data = msgspec.msgpack.encode(stored)
-        row = (account, stored.id, stored.previous, self._clock(), len(data), data)
-        with self._transaction() as connection:
-            connection.execute("INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?, ?, ?)", row)
-            self._num_put += 1
-            if self._num_put % self._bounds.each == 0:
-                self._tend(connection, account)
+        return await self._store.write(work)
 
-    def _tend(self, connection: sqlite3.Connection, account: str) -> None:
-        bounds = self._bounds
-        oldest = self._clock() - bounds.days * 86400
-        connection.execute("DELETE FROM responses WHERE used < ?", (oldest,))
-        limits = {"account": account, "most": bounds.most, "most_bytes": bounds.most_bytes}
-        connection.execute(_OVER, limits)
+    def _put(self, account: str, stored: Stored, body: bytes, db: sqlite3.Connection) -> None:
+        now, bounds = self._clock(), self._bounds
+        db.execute(_PUT, (stored.id, account, body, now, self._forget(now)))
+        if self._num_put % bounds.each == 0:
+            db.execute(_FORGET, (now,))
+            db.execute(_OVER, (account, account, bounds.most, bounds.most_bytes))
 
-    def _get(self, account: str, response_id: str) -> Stored | None:
-        query = "SELECT data FROM responses WHERE account = ? AND id = ?"
-        with self._lock:
-            row = self._connection.execute(query, (account, response_id)).fetchone()
-        return None if row is None else _decoded(row[0])
-
-    def _chain(self, account: str, response_id: str) -> list[Stored] | None:
-        names = {"account": account, "id": response_id, "most": MOST_TURNS}
-        with self._transaction() as connection:
-            rows = connection.execute(_CHAIN, names).fetchall()
-            if not rows or rows[0][1] is not None:  # the first turn goes back to another
+    def _chain(self, account: str, response_id: str, db: sqlite3.Connection) -> list[Stored] | None:
+        now, found, wanted = self._clock(), list[Stored](), response_id
+        while len(found) < MOST_TURNS:
+            stored = _find(account, wanted, now, db)
+            if stored is None:
                 return None
-            used = [(self._clock(), account, row[0]) for row in rows]
-            touch = "UPDATE responses SET used = ? WHERE account = ? AND id = ?"
-            connection.executemany(touch, used)
-        return [_decoded(row[2]) for row in rows]
+            found.append(stored)
+            if stored.previous is None:
+                db.executemany(_USE, [(self._forget(now), one.id, account) for one in found])
+                return found[::-1]
+            wanted = stored.previous
+        return None
 
-    def _delete(self, account: str, response_id: str) -> bool:
-        query = "DELETE FROM responses WHERE account = ? AND id = ?"
-        with self._lock:
-            return self._connection.execute(query, (account, response_id)).rowcount > 0
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
+    def _forget(self, now: float) -> float:
+        return now + self._bounds.days * _DAY_S
 
 
-def _decoded(data: bytes) -> Stored:
-    return msgspec.msgpack.decode(data, type=Stored)
+def _find(account: str, response_id: str, now: float, db: sqlite3.Connection) -> Stored | None:
+    row = db.execute(_FIND, (response_id, account, now)).fetchone()
+    return None if row is None else msgspec.json.decode(row[0], type=Stored)
