@@ -15,6 +15,7 @@ from edge import envelope, options
 from edge.anthropic_turns import system, turns
 from edge.ask import Ask
 from edge.checks import BadField, Fields, as_fields, read
+from edge.like_chat import chosen
 from edge.options import Range
 from routing.errors import Code, Failure
 
@@ -22,6 +23,12 @@ _RANGES: Mapping[str, Range] = {
     **options.OPENAI,
     "temperature": Range(0, 1),
     "top_k": Range(0, 2**31 - 1, "integer"),
+}
+_THEIRS = {
+    "/function/parameters": "/input_schema",
+    "/function/": "/",
+    "/response_format/json_schema": "/output_config/format",
+    "/response_format": "/output_config/format",
 }
 _THINKING = ("enabled", "disabled", "adaptive", "between_tools")
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
@@ -79,27 +86,41 @@ def _ask(fields: Fields) -> Ask:
         stream=fields.flag("stream") or False,
         stops=options.stops(fields, "stop_sequences"),
         sampling=options.sampling(fields, _RANGES),
-        **_chosen(fields),
+        **chosen(_like_chat(fields), _THEIRS),
     )
 
 
-def _chosen(fields: Fields) -> dict[str, Any]:
-    """Members of `Ask` that say how the answer is to look: tools, and its format."""
-    like_chat = _like_chat(fields)
-    options.refuse_unsupported(like_chat)
-    form = (fields.fields("output_config") or Fields({}, "/output_config")).fields("format")
-    if form is not None:
-        raise BadField(form.at(), f"'{form.at()}' is not supported by this deployment")
-    return {}
-
-
 def _like_chat(fields: Fields) -> Fields:
-    """Tools as chat completions have them."""
+    """Tools and format as chat completions have them."""
     given = fields.array("tools") or []
     at = fields.at("tools")
     tools = [_tool(as_fields(f"{at}/{index}", tool)) for index, tool in enumerate(given)]
     choice, parallel = _choice(fields)
-    return Fields({"tools": tools, "tool_choice": choice, "parallel_tool_calls": parallel})
+    return Fields(
+        dict(fields.items())
+        | {
+            "tools": tools,
+            "tool_choice": choice,
+            "parallel_tool_calls": parallel,
+            "response_format": _format(fields),
+        }
+    )
+
+
+def _format(fields: Fields) -> dict[str, Any] | None:
+    config = fields.fields("output_config")
+    form = None if config is None else config.fields("format")
+    if form is None:
+        return None
+    form.need("type")
+    if form.text("type") != "json_schema":
+        says = f"'{form.at('type')}' must be 'json_schema'"
+        raise BadField(form.at("type"), says)
+    form.need("schema")
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "schema": form.value("schema")},
+    }
 
 
 def _tool(tool: Fields) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from edge import options
 from edge.ask import Ask, SamplingAsk
 from edge.checks import BadField, Fields, as_fields, mismatch, read
+from edge.like_chat import chosen
 from edge.responses_items import Item, conversation, items
 
 LOGPROBS = "message.output_text.logprobs"
@@ -23,6 +24,11 @@ _UNSUPPORTED = {
     "background": "answers are given at once, none in the background",
     "conversation": "conversations are not kept here: give '/previous_response_id'",
     "prompt": "prompts are not kept here: give '/instructions' and '/input'",
+}
+_THEIRS = {
+    "/function/": "/",
+    "/response_format/json_schema": "/text/format",
+    "/response_format": "/text/format",
 }
 _REPEATED_TEXTS = ("user", "safety_identifier", "prompt_cache_key")
 
@@ -57,7 +63,7 @@ def parse(body: bytes) -> Turn:
     previous = fields.text("previous_response_id")
     if not given and previous is None:
         raise BadField("/input", "'/input' must have >= 1 items, got 0")
-    chosen = _chosen(fields)
+    asked = chosen(_like_chat(fields), _THEIRS)
     return Turn(
         model=model,
         messages=conversation(instructions, given),
@@ -69,7 +75,7 @@ def parse(body: bytes) -> Turn:
         stops=options.stops(fields),
         sampling=_sampling(fields),
         repeated=_repeated(fields),
-        **chosen,
+        **asked,
     )
 
 
@@ -96,28 +102,58 @@ def _logprobs(fields: Fields) -> int | None:
     return (top or 0) if top or LOGPROBS in include else None
 
 
-def _chosen(fields: Fields) -> dict[str, Any]:
-    """Members of `Ask` that say how the answer is to look: tools, and its format."""
-    _check_tools(fields)
-    options.refuse_unsupported(fields)
-    form = (fields.fields("text") or Fields({}, "/text")).fields("format")
-    if form is not None and form.text("type") != "text":
-        form.need("type")
-        says = f"'{form.at('type')}': only 'text' is supported by this deployment"
-        raise BadField(form.at("type"), says)
-    return {}
+def _like_chat(fields: Fields) -> Fields:
+    """Tools and format as chat completions have them."""
+    given = fields.array("tools") or []
+    at = fields.at("tools")
+    tools = [_function(as_fields(f"{at}/{index}", tool)) for index, tool in enumerate(given)]
+    return Fields(
+        dict(fields.items())
+        | {
+            "tools": tools,
+            "tool_choice": _choice(fields),
+            "parallel_tool_calls": fields.flag("parallel_tool_calls"),
+            "response_format": _format(fields),
+        }
+    )
 
 
-def _check_tools(fields: Fields) -> None:
-    """Flat functions: nothing runs on this side, as web searches would."""
-    for index, tool in enumerate(fields.array("tools") or []):
-        one = as_fields(f"{fields.at('tools')}/{index}", tool)
-        one.need("type")
-        if one.text("type") != "function":
-            says = f"'{one.at('type')}': only 'function' is supported by this deployment"
-            raise BadField(one.at("type"), says)
-        one.need("name")
-        one.text("name")
+def _function(tool: Fields) -> dict[str, Any]:
+    """Of functions alone: nothing runs on this side, as web searches would."""
+    tool.need("type")
+    if tool.text("type") != "function":
+        says = f"'{tool.at('type')}': only 'function' is supported by this deployment"
+        raise BadField(tool.at("type"), says)
+    tool.need("name")
+    tool.text("name")
+    members = ("name", "description", "parameters", "strict")
+    return {"type": "function", "function": {name: tool.value(name) for name in members}}
+
+
+def _choice(fields: Fields) -> Any:
+    choice = fields.value("tool_choice")
+    if not isinstance(choice, dict):
+        return choice
+    named = as_fields(fields.at("tool_choice"), choice)
+    named.need("type")
+    if named.text("type") != "function":
+        says = f"'{named.at('type')}': only 'function' is supported by this deployment"
+        raise BadField(named.at("type"), says)
+    named.need("name")
+    return {"type": "function", "function": {"name": named.text("name")}}
+
+
+def _format(fields: Fields) -> dict[str, Any] | None:
+    text = fields.fields("text")
+    form = None if text is None else text.fields("format")
+    if form is None:
+        return None
+    form.need("type")
+    kind = form.text("type")
+    if kind != "json_schema":
+        return {"type": kind}
+    members = ("name", "description", "schema", "strict")
+    return {"type": kind, "json_schema": {name: form.value(name) for name in members}}
 
 
 def _repeated(fields: Fields) -> dict[str, Any]:

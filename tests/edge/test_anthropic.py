@@ -80,6 +80,7 @@ class TestAsks:
             ({"stop_sequences": 7}, "/stop_sequences"),
             ({"thinking": {"type": "much"}}, "/thinking/type"),
             ({"tools": [{"type": "web_search_20250305", "name": "w"}]}, "/tools/0/type"),
+            ({"output_config": {"format": {"type": "text"}}}, "/output_config/format/type"),
             ({"tools": [{"name": "f"}]}, "/tools/0/input_schema"),
             ({"tools": [TOOL], "tool_choice": {"type": "some"}}, "/tool_choice/type"),
             ({"tools": [TOOL], "tool_choice": {"type": "tool"}}, "/tool_choice/name"),

@@ -103,6 +103,10 @@ class TestAsks:
             ({"reasoning": {"effort": 7}}, "/reasoning/effort"),
             ({"text": {"format": {}}}, "/text/format/type"),
             ({"tools": [{"type": "web_search"}]}, "/tools/0/type"),
+            ({"text": {"format": {"type": "yaml"}}}, "/text/format/type"),
+            ({"tool_choice": {"type": "mcp"}}, "/tool_choice/type"),
+            ({"tool_choice": {"type": "function"}}, "/tool_choice/name"),
+            ({"lora": "x"}, "/lora"),
             ({"tools": [{"type": "function"}]}, "/tools/0/name"),
         ],
     )
