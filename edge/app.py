@@ -18,16 +18,29 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from edge import responses_run
 from edge.auth import Verifier
 from edge.clients import Clients
 from edge.complete import Walk
+from edge.counts import count_routes
 from edge.door import Door, no_route, wrong_method
 from edge.ledger import open_ledger
 from edge.metrics import Metrics
 from edge.pages import Pages
 from edge.places import Places
 from edge.response import JSON
-from edge.run import Api, Enveloped, Native, Run, Service, chat_completions, text_completions
+from edge.responses_file import ResponsesFile
+from edge.responses_store import ResponsesStore
+from edge.run import (
+    Anthropic,
+    Api,
+    Enveloped,
+    Native,
+    Run,
+    Service,
+    chat_completions,
+    text_completions,
+)
 from edge.settings import Settings
 from edge.texts import TextStore
 from edge.watch import Watch
@@ -49,6 +62,9 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
     watch = Watch(settings.regions, settings.secret, client)
     texts = TextStore(settings.cache_dir / "assets", watch.text_assets)
     ledger = open_ledger(settings.ledger, unix_time) if settings.ledger else None
+    beside = settings.ledger and settings.ledger.with_name("responses.sqlite")
+    stored = ResponsesFile(beside)
+    responses = ResponsesStore(stored, unix_time)
     metrics = Metrics(watch, ledger)
     drain.num_left = lambda: metrics.num_in_flight
     service = Service(
@@ -75,12 +91,14 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
             yield
             tasks.cancel_scope.cancel()
         service.places.close()
+        stored.close()
         if ledger is not None:
             await to_thread.run_sync(ledger.close)
 
     app = Starlette(
         routes=[
             *_run_routes(service),
+            *_response_routes(service, responses),
             *_operator_routes(service, watch, metrics),
             *Pages(
                 watch=watch,
@@ -104,7 +122,13 @@ def _run_routes(service: Service) -> list[Route]:
     for v1 in V1S:
         posts[f"{v1}/chat/completions"] = chat_completions()
         posts[f"{v1}/completions"] = text_completions()
+        posts[f"{v1}/messages"] = Anthropic()
     return [Route(path, Run(service, api), methods=["POST"]) for path, api in posts.items()]
+
+
+def _response_routes(service: Service, store: ResponsesStore) -> list[Route]:
+    made = (count_routes, responses_run.routes)
+    return [route for routes in made for v1 in V1S for route in routes(v1, service, store)]
 
 
 def unix_time() -> float:

@@ -89,11 +89,36 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reasoning:
+    """More of what the model thinks before it answers."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolStart:
+    """The model calls a function. What follows, up to the next start, are its arguments."""
+
+    index: int
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolArguments:
+    """More of a call's arguments, which are JSON."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class End:
     """The answer is complete."""
 
-    reason: Literal["stop", "length"]
+    reason: Literal["stop", "length", "tool_calls"]
     usage: Usage
+    stop: str | None = None  # the stop string that ended it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,4 +129,4 @@ class Broke:
     detail: str
 
 
-Piece = Text | End | Broke
+Piece = Text | Reasoning | ToolStart | ToolArguments | End | Broke

@@ -213,17 +213,28 @@ class Walk:
             if completion is None:
                 await self._watch.refresh()
 
-    async def _prepare(self, ask: Ask, caller: Caller) -> Prepared:
-        """Text becomes ids, with the tokenizer of the region that would be asked first."""
+    async def count(self, ask: Ask) -> int:
+        """How many tokens its prompt has."""
+        return len((await self._encode(ask, Wanted(model=ask.model)))[2])
+
+    async def _encode(self, ask: Ask, wanted: Wanted) -> tuple[str, Loaded, tuple[int, ...]]:
+        """Text becomes ids, with the tokenizer of the region that would be asked first; its digest
+        goes ahead."""
         regions = self._watch.known()
-        wanted = Wanted(model=ask.model, place=caller.place)
         best = next(iter(rank(regions, wanted, self._watch.now())), None)
-        window = context_window(regions, ask.model)
-        if best is None or window is None:
+        if best is None:
             raise refusal(regions, ask.model, self._watch.now())
         digest = best.model.tokenizer_digest
         model = await self._texts.get(digest)
-        ids = await model.text.encode_prompt_async(ask, self._encoders)
+        return digest, model, await model.text.encode_prompt_async(ask, self._encoders)
+
+    async def _prepare(self, ask: Ask, caller: Caller) -> Prepared:
+        regions = self._watch.known()
+        wanted = Wanted(model=ask.model, place=caller.place)
+        window = context_window(regions, ask.model)
+        if window is None:
+            raise refusal(regions, ask.model, self._watch.now())
+        digest, model, ids = await self._encode(ask, wanted)
         sampling = sampling_of(
             ask.sampling,
             model.defaults,

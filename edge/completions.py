@@ -12,8 +12,21 @@ from typing import Any
 import msgspec
 
 from edge import openai, options, sse
-from edge.ask import Ask, Broke, End, Piece, Text, TokenLogprob, Usage, with_choices
+from edge.ask import (
+    Ask,
+    Broke,
+    End,
+    Piece,
+    Reasoning,
+    Text,
+    TokenLogprob,
+    ToolArguments,
+    ToolStart,
+    Usage,
+    with_choices,
+)
 from edge.checks import BadField, Fields, mismatch, read
+from edge.spelled import Spelled
 from routing.errors import Failure
 
 _MOST_PROMPTS = 128
@@ -110,7 +123,7 @@ def _id(pointer: str, token_id: Any) -> int:
     return token_id
 
 
-class Answer:
+class Answer(Spelled):
     """One choice of an answer as this API spells it."""
 
     def __init__(self, ask: Ask, *, request_id: str, created: int, index: int = 0) -> None:
@@ -139,6 +152,8 @@ class Answer:
                 return self.finish(piece) + self.close(used)
             case Broke(code=code, detail=detail):
                 return sse.event(openai.error_object(Failure(code, detail)))
+            case Reasoning() | ToolStart() | ToolArguments():
+                return b""
 
     def finish(self, end: End) -> bytes:
         """The chunk that ends this choice."""
@@ -151,8 +166,9 @@ class Answer:
         last = self._head | {"choices": [], "usage": openai.usage(used)}
         return sse.event(last) + sse.DONE
 
-    def whole(self, texts: Iterable[Text], end: End) -> bytes:
+    def whole(self, pieces: Iterable[Piece], end: End) -> bytes:
         """The JSON body of an answer that was not streamed."""
+        texts = [piece for piece in pieces if isinstance(piece, Text)]
         return self.body([self.choice(texts, end)], end.usage)
 
     def body(self, choices: Sequence[dict[str, Any]], used: Usage) -> bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import ceil
 from typing import cast
 from uuid import uuid4
@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edge import openai, workers_ai
+from edge import anthropic, openai, workers_ai
 from edge.ledger import Ledger
 from edge.metrics import Metrics, Record
 from edge.response import JSON
@@ -30,7 +30,13 @@ from routing.errors import Code, Failure
 
 logger = logging.getLogger(__name__)
 
-_OPENAI = re.compile(r"/(client/v4/accounts/[^/]*/ai/)?v1/")
+# Who spells a refusal: the first whose paths begin so. Account-less forms are behind no /client/v4.
+_V1 = r"/(client/v4/accounts/[^/]*/ai/)?v1/"
+_SPELLERS: tuple[tuple[re.Pattern[str], Callable[[Failure], bytes]], ...] = (
+    (re.compile(_V1 + "messages(/|$)"), anthropic.error),
+    (re.compile(_V1), openai.error),
+    (re.compile(""), workers_ai.error),
+)
 _QUIET = {"/health", "/ready", "/metrics", "/v1/report"}  # asked each second, of no interest
 _RETRY_AFTER_S = 1.0  # where a failure names no time
 _MOST_SHOWN = 200  # characters of a path in a message
@@ -105,7 +111,7 @@ def record_of(scope: Scope) -> Record:
 
 def refusal(path: str, failure: Failure, headers: Mapping[str, str] | None = None) -> Response:
     """The failure as the API at `path` tells it."""
-    error = openai.error if _OPENAI.match(path) else workers_ai.error
+    error = next(error for paths, error in _SPELLERS if paths.match(path))
     status = failure.code.meaning.status
     more = dict(headers or {})
     if status in {429, 503}:

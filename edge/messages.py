@@ -87,14 +87,14 @@ def _tool_calls(turn: Fields) -> list[dict[str, Any]]:
 def _tool_call(call: Fields) -> dict[str, Any]:
     function = call.fields("function") or call
     function.need("name")
-    made = {"name": function.text("name"), "arguments": _arguments(function)}
+    arguments = arguments_of(function.at("arguments"), function.value("arguments"))
+    made = {"name": function.text("name"), "arguments": arguments}
     known = call.text("id")
     return {"type": "function", "function": made} | ({} if known is None else {"id": known})
 
 
-def _arguments(function: Fields) -> Any:
+def arguments_of(at: str, arguments: Any) -> Any:
     """An object where it can be one: OpenAI's shape spells it as a string of JSON."""
-    at, arguments = function.at("arguments"), function.value("arguments")
     if arguments is None:
         return {}
     if isinstance(arguments, dict):

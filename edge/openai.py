@@ -11,9 +11,22 @@ from typing import Any
 import msgspec
 
 from edge import envelope, options, sse
-from edge.ask import Ask, Broke, End, Piece, Text, TokenLogprob, Usage, with_choices
+from edge.ask import (
+    Ask,
+    Broke,
+    End,
+    Piece,
+    Reasoning,
+    Text,
+    TokenLogprob,
+    ToolArguments,
+    ToolStart,
+    Usage,
+    with_choices,
+)
 from edge.checks import BadField, Fields, read, required
 from edge.messages import messages
+from edge.spelled import Spelled
 from routing.errors import Code, Failure
 
 MOST_CHOICES = 128  # in one answer
@@ -50,7 +63,7 @@ def parse(body: bytes) -> Ask:
     return with_choices([ask], fields.integer("n", 1, MOST_CHOICES) or 1)
 
 
-class Answer:
+class Answer(Spelled):
     """One choice of an answer as this API spells it.
 
     `request_id` and `created` (Unix seconds) are repeated in every chunk of it.
@@ -84,6 +97,8 @@ class Answer:
                 return self.finish(piece) + self.close(used)
             case Broke(code=code, detail=detail):
                 return sse.event(error_object(Failure(code, detail)))
+            case Reasoning() | ToolStart() | ToolArguments():
+                return b""
 
     def finish(self, end: End) -> bytes:
         """The chunk that ends this choice."""
@@ -93,8 +108,9 @@ class Answer:
         """What comes after all choices have ended."""
         return self._usage(used) + sse.DONE
 
-    def whole(self, texts: Iterable[Text], end: End) -> bytes:
+    def whole(self, pieces: Iterable[Piece], end: End) -> bytes:
         """The JSON body of an answer that was not streamed."""
+        texts = [piece for piece in pieces if isinstance(piece, Text)]
         return self.body([self.choice(texts, end)], end.usage)
 
     def body(self, choices: Sequence[dict[str, Any]], used: Usage) -> bytes:
@@ -140,7 +156,7 @@ class Answer:
     def _logprobs(self, entries: Iterable[TokenLogprob]) -> dict[str, Any] | None:
         if self._ask.sampling.logprobs is None:
             return None
-        return {"content": [_entry(entry) for entry in entries], "refusal": None}
+        return {"content": [logprob_entry(entry) for entry in entries], "refusal": None}
 
 
 def error(failure: Failure) -> bytes:
@@ -166,7 +182,7 @@ def usage(used: Usage) -> dict[str, Any]:
     return envelope.usage(used) | details
 
 
-def _entry(entry: TokenLogprob) -> dict[str, Any]:
+def logprob_entry(entry: TokenLogprob) -> dict[str, Any]:
     top = [_token(text, logprob) for text, logprob in entry.top]
     return _token(entry.text, entry.logprob) | {"top_logprobs": top}
 

@@ -82,19 +82,19 @@ def sampling(body: Fields, ranges: Mapping[str, Range], logprobs: int | None = N
     )
 
 
-def stops(body: Fields) -> tuple[str, ...]:
+def stops(body: Fields, name: str = "stop") -> tuple[str, ...]:
     """Stop strings: one, or a list of at most 16, each of 1 to 1,000 characters."""
-    asked = body.value("stop")
+    asked, pointer = body.value(name), body.at(name)
     if asked is None:
         return ()
     if isinstance(asked, str):
-        return (_stop(body.at("stop"), asked),)
+        return (_stop(pointer, asked),)
     if not isinstance(asked, list):
-        raise mismatch(body.at("stop"), asked, "string", "array")
+        raise mismatch(pointer, asked, "string", "array")
     if len(asked) > MAX_STOPS:
-        says = f"'{body.at('stop')}' must have <= {MAX_STOPS} items, got {len(asked)}"
-        raise BadField(body.at("stop"), says)
-    return tuple(_stop(f"{body.at('stop')}/{at}", stop) for at, stop in enumerate(asked))
+        says = f"'{pointer}' must have <= {MAX_STOPS} items, got {len(asked)}"
+        raise BadField(pointer, says)
+    return tuple(_stop(f"{pointer}/{at}", stop) for at, stop in enumerate(asked))
 
 
 def refuse_unsupported(body: Fields) -> None:

@@ -7,7 +7,7 @@ own. Knows how neither API spells things: `Native` and `OpenAI` do.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -18,7 +18,7 @@ from anyio import to_thread
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from edge import completions, openai, workers_ai
+from edge import anthropic, anthropic_answer, completions, openai, workers_ai
 from edge.ask import Ask, Broke, End, Piece, Text
 from edge.auth import Verifier
 from edge.choices import Choice, Choices
@@ -29,20 +29,13 @@ from edge.metrics import Record
 from edge.places import Places
 from edge.response import send_whole, start_events
 from edge.settings import Settings
+from edge.spelled import Spelled
 from routing.abort import write_of
 from routing.drain import Drain
 from routing.errors import Code, Failure
 
 _INLINE_BYTES = 100_000  # about 1 ms to parse; a longer body would hold up every other stream
 _MOST_LOGGED = 128  # characters of a model's name
-
-
-class Spelled(Protocol):
-    """One answer in an API's own words."""
-
-    def frames(self, piece: Piece) -> bytes: ...
-    def text_frame(self, text: str) -> bytes: ...
-    def whole(self, texts: Iterable[Text], end: End) -> bytes: ...
 
 
 class Api(Protocol):
@@ -132,6 +125,22 @@ def _now() -> int:
     return int(datetime.now(UTC).timestamp())
 
 
+class Anthropic:
+    route = "messages"
+
+    def model(self, scope: Scope) -> str | None:
+        return None
+
+    def parse(self, body: bytes, scope: Scope) -> Ask:
+        return anthropic.parse(body)
+
+    def answer(self, ask: Ask, request_id: str) -> Spelled:
+        return anthropic_answer.Answer(ask, request_id=request_id)
+
+    def choices(self, asks: Sequence[Ask], request_id: str) -> Sequence[Choice]:
+        raise AssertionError("one choice in this API")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
     """What answering a request takes; the same for all."""
@@ -156,7 +165,7 @@ class Run:
         record.route = self._api.route
         headers = Headers(scope=scope)
         tenant = self._service.verifier.tenant(
-            headers.get("authorization"), scope["path_params"].get("account_id")
+            authorization(headers), scope["path_params"].get("account_id")
         )
         record.account, record.tenant = tenant.account, tenant
         with self._service.drain.until_cut():
@@ -184,7 +193,7 @@ class Run:
     async def _answer(
         self, scope: Scope, body: bytes, caller: Caller, record: Record, send: Send
     ) -> None:
-        ask = await self._parse(body, scope)
+        ask = await self._ask(body, scope, caller)
         record.stream = ask.stream
         if record.served_model is None:
             await self._check(ask.model, record)
@@ -196,6 +205,7 @@ class Run:
         else:
             spelled = self._api.answer(ask, record.request_id)
             reply = Reply(send, write_of(scope), spelled, record, stream=ask.stream)
+            reply.at_end = partial(self._keep, ask, spelled, caller)
         try:
             with anyio.fail_after(budget_s), self._service.drain.until_cut():
                 await reply.run(walk, ask, caller)
@@ -204,15 +214,24 @@ class Run:
         except Failure as failure:
             await reply.fail(failure)
 
+    async def _keep(self, ask: Ask, spelled: Spelled, caller: Caller) -> None:
+        """The answer is whole, and its end not told yet. Most APIs keep nothing of it."""
+
     async def _check(self, model: str, record: Record) -> None:
         record.model = model[:_MOST_LOGGED]
         await self._service.walk.wait_served(model)
         record.served_model = model
 
-    async def _parse(self, body: bytes, scope: Scope) -> Ask:
+    async def _ask(self, body: bytes, scope: Scope, caller: Caller) -> Ask:
         if len(body) <= _INLINE_BYTES:
             return self._api.parse(body, scope)
         return await to_thread.run_sync(self._api.parse, body, scope)
+
+
+def authorization(headers: Headers) -> str | None:
+    """The bearer key's header; Anthropic's clients have one of their own for a key."""
+    key = headers.get("x-api-key")
+    return headers.get("authorization") or (None if key is None else f"Bearer {key}")
 
 
 class Reply:
@@ -228,17 +247,19 @@ class Reply:
         stream: bool,
     ) -> None:
         """`write` sends more of the body, once it has begun, if it need not wait for that."""
+        self.at_end: Callable[[], Awaitable[None]] | None = None  # before the end is told
         self._send = send
         self._write_nowait = write
         self._spelled = spelled
         self._record = record
         self._stream = stream
         self._begun = False  # the status is out
-        self._texts: list[Text] = []  # of an answer that is not streamed
+        self._pieces: list[Piece] = []  # of an answer that is not streamed
 
     async def run(self, walk: Walk, ask: Ask, caller: Caller) -> None:
         """Have it answered, and say so as it is."""
         async with walk.complete(ask, caller, self._record.tries) as completion:
+            self._spelled.began(self._record.tries.num_prompt)
             completion.tell_at_once(self.tell_nowait)
             async for pieces in completion:
                 await self.tell(pieces, completion.region)
@@ -250,19 +271,27 @@ class Reply:
         if isinstance(last, End):
             self._record.num_output = last.usage.completion_tokens
         if self._stream:
-            await self._write(b"".join(map(self._spelled.frames, pieces)), last=last, region=region)
+            data = b"".join(map(self._spelled.frames, pieces))
+            await self._ended(last)
+            await self._write(data, last=last, region=region)
             return
-        self._texts += [piece for piece in pieces if isinstance(piece, Text)]
+        self._pieces += [piece for piece in pieces if not isinstance(piece, End)]
         if isinstance(last, End):
-            await self._whole(self._spelled.whole(self._texts, last), region)
+            data = self._spelled.whole(self._pieces, last)
+            await self._ended(last)
+            await self._whole(data, region)
 
     def tell_nowait(self, text: str) -> bool:
         """Say more text, if that takes no waiting; whether it was said."""
         if self._stream:
-            return self._begun and self._write_nowait(self._spelled.text_frame(text))
-        if self._texts:  # else it is the first, whose time is of interest
-            self._texts.append(Text(text=text))
-        return bool(self._texts)
+            frame = self._spelled.text_frame(text) if self._begun else b""
+            if not frame or not self._write_nowait(frame):
+                return False
+            self._spelled.told(text)
+            return True
+        if self._pieces:  # else it is the first, whose time is of interest
+            self._pieces.append(Text(text=text))
+        return bool(self._pieces)
 
     async def fail(self, failure: Failure) -> None:
         """With a status of its own while that is possible, else as the end of the stream."""
@@ -272,8 +301,12 @@ class Reply:
         broke = Broke(code=failure.code, detail=failure.detail)
         await self._write(self._spelled.frames(broke), last=broke, region="")
 
+    async def _ended(self, last: Piece) -> None:
+        if isinstance(last, End) and self.at_end is not None:
+            await self.at_end()
+
     async def _write(self, data: bytes, *, last: Piece, region: str) -> None:
-        more = isinstance(last, Text)
+        more = not isinstance(last, End | Broke)
         if more and not data:
             return
         if not self._begun:

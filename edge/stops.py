@@ -16,7 +16,7 @@ class StopText:
     __slots__ = ("_depths", "_ends", "_falls", "_firsts", "_held", "_moves", "_state", "hit")
 
     def __init__(self, stops: tuple[str, ...]) -> None:
-        self.hit = False  # a stop string is complete
+        self.hit = ""  # the stop string that is complete
         self._held = ""  # pushed and not shown: the start of a stop, as far as one can tell
         self._state = 0
         self._moves: list[dict[str, int]] = [{}]  # state -> character -> state
@@ -38,7 +38,7 @@ class StopText:
         for at, character in enumerate(text, start=len(self._held) + 1):
             state = self._state = self._next(self._state, character)
             if length := self._ends[state]:
-                self.hit = True
+                self.hit = held[at - length : at]
                 self._held = ""
                 return held[: at - length]
         shown = len(held) - self._depths[self._state]

@@ -59,7 +59,7 @@ class Transcript:
                 completion_tokens=self._num_output,
                 cached_tokens=self._cached_tokens,
             )
-            pieces.append(self._end("stop", used))
+            pieces.append(self._end("stop", used, self._stops.hit))
         return pieces
 
     def _until_stop(self, stops: StopText, ids: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
@@ -84,11 +84,11 @@ class Transcript:
             if entry.token_id not in self._model.stop_ids
         )
 
-    def _end(self, reason: wire.Reason, used: wire.Usage) -> End:
+    def _end(self, reason: wire.Reason, used: wire.Usage, stop: str | None = None) -> End:
         self.ended = True
         usage = Usage(
             prompt_tokens=used.prompt_tokens,
             completion_tokens=used.completion_tokens,
             cached_tokens=used.cached_tokens,
         )
-        return End(reason=reason, usage=usage)
+        return End(reason=reason, usage=usage, stop=stop)

@@ -10,10 +10,11 @@ from collections.abc import Iterable
 import msgspec
 
 from edge import options, sse
-from edge.ask import Ask, Broke, End, Piece, Text
+from edge.ask import Ask, Broke, End, Piece, Reasoning, Text, ToolArguments, ToolStart
 from edge.checks import BadField, Fields, read, required
 from edge.envelope import envelope, error_envelope, usage
 from edge.messages import messages
+from edge.spelled import Spelled
 from routing.errors import Failure
 
 
@@ -64,7 +65,7 @@ _PADDED = 32  # bytes: of text and padding together, or a multiple
 _PADDING = b"abcdefghijklmnopqrstuvwxyz0123456789"
 
 
-class Answer:
+class Answer(Spelled):
     """One request's answer as this API spells it.
 
     An event with text has padding, `p`, after Cloudflare's, by which all events have one size, or
@@ -91,10 +92,12 @@ class Answer:
                 return sse.event(last) + sse.DONE
             case Broke(code=code, detail=detail):
                 return sse.event(error_envelope(Failure(code, detail)), "error")
+            case Reasoning() | ToolStart() | ToolArguments():
+                return b""
 
-    def whole(self, texts: Iterable[Text], end: End) -> bytes:
+    def whole(self, pieces: Iterable[Piece], end: End) -> bytes:
         """The JSON body of an answer that was not streamed."""
-        text = "".join(text.text for text in texts)
+        text = "".join(piece.text for piece in pieces if isinstance(piece, Text))
         result = {"response": text, "finish_reason": end.reason, "usage": usage(end.usage)}
         return msgspec.json.encode(envelope(result))
 

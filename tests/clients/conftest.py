@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from routing.region import Place
 from tests.fakes.counting_region import CountingRegion, running
 from tests.fakes.edge_client import EdgeClient, edge_over
 
@@ -21,4 +22,18 @@ async def region() -> AsyncIterator[CountingRegion]:
 @pytest.fixture
 async def edge(tmp_path: Path, region: CountingRegion) -> AsyncIterator[EdgeClient]:
     async with edge_over(tmp_path, [region.region]) as client:
+        yield client
+
+
+@pytest.fixture
+async def regions() -> AsyncIterator[list[CountingRegion]]:
+    """One near the client, and one far away."""
+    made = [CountingRegion(name="weur"), CountingRegion(name="enam", place=Place(40.71, -74.01))]
+    async with running(*made):
+        yield made
+
+
+@pytest.fixture
+async def edge_of_two(tmp_path: Path, regions: list[CountingRegion]) -> AsyncIterator[EdgeClient]:
+    async with edge_over(tmp_path, [region.region for region in regions]) as client:
         yield client

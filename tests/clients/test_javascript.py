@@ -35,9 +35,9 @@ def installed() -> Path:
     return JS
 
 
-async def heard(edge: EdgeClient, folder: Path) -> dict[str, Any]:
+async def heard(edge: EdgeClient, folder: Path, script: str = "clients.mjs") -> dict[str, Any]:
     def run() -> str:
-        words = [str(NODE), "clients.mjs", edge.url, ACCOUNT, edge.key, MODEL]
+        words = [str(NODE), script, edge.url, ACCOUNT, edge.key, MODEL]
         done = subprocess.run(
             words, cwd=folder, capture_output=True, text=True, timeout=120, check=False
         )

@@ -49,6 +49,7 @@ def test_a_stop_split_over_three_pushes_ends_the_text_at_the_third() -> None:
 def test_after_a_stop_nothing_shows() -> None:
     text = StopText(("x",))
     assert text.push("axb") == "a"
+    assert text.hit == "x"
     assert text.push("c") == ""
     assert text.finish() == ""
 

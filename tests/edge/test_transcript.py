@@ -75,7 +75,7 @@ def test_usage_ends_with_the_token_that_completes_a_stop() -> None:
     made = transcript("DE")
     pieces = made.read([wire.Started(2), tokens("ABCDEFGH"), finish(8)])
     usage = Usage(prompt_tokens=7, completion_tokens=5, cached_tokens=2)
-    assert pieces == [Text(text="ABC"), End(reason="stop", usage=usage)]
+    assert pieces == [Text(text="ABC"), End(reason="stop", usage=usage, stop="DE")]
     assert made.ended
 
 

@@ -1,0 +1,34 @@
+"""Where Responses and Messages are read as chat completions are: tools, and the answer's format.
+
+Both spell them otherwise; here they are put as chat completions have them, and read by the same
+functions. A refusal names the field as the client has it. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edge import options
+from edge.checks import BadField, Fields
+
+
+def chosen(like_chat: Fields, theirs: Mapping[str, str]) -> dict[str, Any]:
+    """Members of `Ask` that say how the answer is to look.
+
+    `theirs`: parts of pointers into `like_chat`, and what the client's body has in their place.
+    """
+    try:
+        options.refuse_unsupported(like_chat)
+    except BadField as bad:
+        raise _renamed(bad, theirs) from None
+    return {}
+
+
+def _renamed(bad: BadField, theirs: Mapping[str, str]) -> BadField:
+    pointer = bad.pointer
+    for ours, name in theirs.items():
+        pointer = pointer.replace(ours, name)
+    bad.detail = bad.detail.replace(bad.pointer, pointer) if bad.pointer else bad.detail
+    bad.pointer = pointer
+    return bad

@@ -1,0 +1,120 @@
+"""Responses that were asked to be stored: what `previous_response_id` and references go back to.
+
+An account sees its own alone. What was not used for a month is gone, and so are the oldest of an
+account that has stored too many or too much. Knows no HTTP, no file, and of a response only its id
+and the one before it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+MOST_TURNS = 1000  # of one conversation
+_DAY_S = 86400.0
+_T = TypeVar("_T")
+
+_FIND = "SELECT body FROM responses WHERE id = ? AND account = ? AND forget > ?"
+_PUT = "INSERT INTO responses (id, account, body, created, forget) VALUES (?, ?, ?, ?, ?)"
+_USE = "UPDATE responses SET forget = ? WHERE id = ? AND account = ?"
+_DELETE = "DELETE FROM responses WHERE id = ? AND account = ? AND forget > ?"
+_FORGET = "DELETE FROM responses WHERE forget <= ?"
+_OVER = """
+DELETE FROM responses WHERE account = ? AND id IN (
+    SELECT id FROM (
+        SELECT id, row_number() OVER newest AS number, sum(length(body)) OVER newest AS num_bytes
+        FROM responses WHERE account = ? WINDOW newest AS (ORDER BY forget DESC, id)
+    ) AS kept WHERE number > ? OR num_bytes > ?
+)
+"""
+
+
+class Store(Protocol):
+    """Where the rows are: a table `responses` (id, account, body, created, forget)."""
+
+    async def read(self, work: Callable[[sqlite3.Connection], _T]) -> _T: ...
+    async def write(self, work: Callable[[sqlite3.Connection], _T]) -> _T: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """Of what is kept. Overstepped by `each` at most in every process."""
+
+    days: float = 30.0  # since its last use
+    most: int = 10_000  # of an account
+    most_bytes: int = 256 * 2**20  # of an account
+    each: int = 100  # responses stored between looks
+
+
+class Stored(Struct, frozen=True, kw_only=True):
+    id: str
+    previous: str | None
+    response: dict[str, Any]  # as its client was told
+    input: list[dict[str, Any]]  # its own items, earlier ones not among them
+
+
+class ResponsesStore:
+    """`clock` gives Unix seconds. Raises what its store raises."""
+
+    def __init__(
+        self, store: Store, clock: Callable[[], float], bounds: Bounds | None = None
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._bounds = bounds or Bounds()
+        self._num_put = 0
+
+    async def put(self, account: str, stored: Stored) -> None:
+        """Any process finds it once this returns."""
+        self._num_put += 1
+        await self._store.write(partial(self._put, account, stored, msgspec.json.encode(stored)))
+
+    async def get(self, account: str, response_id: str) -> Stored | None:
+        find = partial(_find, account, response_id, self._clock())
+        return await self._store.read(find)
+
+    async def chain(self, account: str, response_id: str) -> list[Stored] | None:
+        """The conversation up to this response, oldest first; None when not all of it is there."""
+        return await self._store.write(partial(self._chain, account, response_id))
+
+    async def delete(self, account: str, response_id: str) -> bool:
+        """Whether it was there."""
+
+        def work(db: sqlite3.Connection) -> bool:
+            return db.execute(_DELETE, (response_id, account, self._clock())).rowcount > 0
+
+        return await self._store.write(work)
+
+    def _put(self, account: str, stored: Stored, body: bytes, db: sqlite3.Connection) -> None:
+        now, bounds = self._clock(), self._bounds
+        db.execute(_PUT, (stored.id, account, body, now, self._forget(now)))
+        if self._num_put % bounds.each == 0:
+            db.execute(_FORGET, (now,))
+            db.execute(_OVER, (account, account, bounds.most, bounds.most_bytes))
+
+    def _chain(self, account: str, response_id: str, db: sqlite3.Connection) -> list[Stored] | None:
+        now, found, wanted = self._clock(), list[Stored](), response_id
+        while len(found) < MOST_TURNS:
+            stored = _find(account, wanted, now, db)
+            if stored is None:
+                return None
+            found.append(stored)
+            if stored.previous is None:
+                db.executemany(_USE, [(self._forget(now), one.id, account) for one in found])
+                return found[::-1]
+            wanted = stored.previous
+        return None
+
+    def _forget(self, now: float) -> float:
+        return now + self._bounds.days * _DAY_S
+
+
+def _find(account: str, response_id: str, now: float, db: sqlite3.Connection) -> Stored | None:
+    row = db.execute(_FIND, (response_id, account, now)).fetchone()
+    return None if row is None else msgspec.json.decode(row[0], type=Stored)

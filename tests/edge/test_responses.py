@@ -1,0 +1,432 @@
+"""OpenAI's Responses, from bodies to exact bytes, and by the types of its official client."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from openai.types.responses import Response, ResponseStreamEvent
+from pydantic import TypeAdapter
+
+from edge.ask import (
+    Broke,
+    End,
+    Piece,
+    Reasoning,
+    Text,
+    TokenLogprob,
+    ToolArguments,
+    ToolStart,
+    Usage,
+)
+from edge.responses import Turn, parse, recalled
+from edge.responses_answer import Answer
+from routing.errors import Code, Failure
+from tests.edge.bodies import anything, nearly_a_request, outcome, refused
+from tests.edge.streams import cuts, events
+
+BODY = {"model": "@cf/test/model", "input": "Hello"}
+USED = Usage(prompt_tokens=9, completion_tokens=2, cached_tokens=4)
+END = End(reason="stop", usage=USED)
+CUT = End(reason="length", usage=USED)
+USAGE = {
+    "input_tokens": 9,
+    "input_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 0},
+    "output_tokens": 2,
+    "output_tokens_details": {"reasoning_tokens": 0},
+    "total_tokens": 11,
+}
+USER = {"role": "user", "content": "Hello"}
+EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+
+
+def ask(**fields: Any) -> Turn:
+    return parse(json.dumps(BODY | fields).encode())
+
+
+def answer(**fields: Any) -> Answer:
+    return Answer(ask(**fields), request_id="r1", created=1_700_000_000)
+
+
+def stream(to: Answer, *pieces: Piece) -> list[dict[str, Any]]:
+    """The events of these pieces, each checked."""
+    told = events(b"".join(map(to.frames, pieces)))
+    for number, (name, data) in enumerate(told):
+        assert data["type"] == name
+        assert data["sequence_number"] == number
+        EVENT.validate_python(data)
+    return [data for _, data in told]
+
+
+class TestAsks:
+    @pytest.mark.parametrize(
+        ("fields", "pointer"),
+        [
+            ({"model": None}, "/model"),
+            ({"model": ""}, "/model"),
+            ({"input": None}, "/input"),
+            ({"input": []}, "/input"),
+            ({"input": 7}, "/input"),
+            ({"input": ["x"]}, "/input/0"),
+            ({"input": [{"role": "robot", "content": "x"}]}, "/input/0/role"),
+            ({"input": [{"role": "user"}]}, "/input/0/content"),
+            (
+                {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+                "/input/0/content/0/type",
+            ),
+            (
+                {"input": [{"role": "user", "content": [{"type": "input_text"}]}]},
+                "/input/0/content/0/text",
+            ),
+            ({"input": [{"type": "computer_call"}]}, "/input/0/type"),
+            ({"input": [{"type": "function_call", "call_id": "c"}]}, "/input/0/name"),
+            ({"input": [{"type": "function_call_output", "output": ""}]}, "/input/0/call_id"),
+            ({"input": [{"type": "item_reference"}]}, "/input/0/id"),
+            ({"instructions": 7}, "/instructions"),
+            ({"previous_response_id": 7}, "/previous_response_id"),
+            ({"background": True}, "/background"),
+            ({"conversation": "conv_1"}, "/conversation"),
+            ({"prompt": {"id": "p"}}, "/prompt"),
+            ({"truncation": "some"}, "/truncation"),
+            ({"store": "yes"}, "/store"),
+            ({"metadata": {"a": 1}}, "/metadata/a"),
+            ({"metadata": {"a": "x" * 513}}, "/metadata/a"),
+            ({"metadata": {str(n): "" for n in range(17)}}, "/metadata"),
+            ({"max_output_tokens": 0}, "/max_output_tokens"),
+            ({"temperature": 2.1}, "/temperature"),
+            ({"top_p": 1.1}, "/top_p"),
+            ({"top_logprobs": 21}, "/top_logprobs"),
+            ({"include": 7}, "/include"),
+            ({"reasoning": {"effort": 7}}, "/reasoning/effort"),
+            ({"text": {"format": {}}}, "/text/format/type"),
+            ({"tools": [{"type": "web_search"}]}, "/tools/0/type"),
+            ({"text": {"format": {"type": "yaml"}}}, "/text/format/type"),
+            ({"tool_choice": {"type": "mcp"}}, "/tool_choice/type"),
+            ({"tool_choice": {"type": "function"}}, "/tool_choice/name"),
+            ({"lora": "x"}, "/lora"),
+            ({"tools": [{"type": "function"}]}, "/tools/0/name"),
+        ],
+    )
+    def test_a_refusal_names_the_field(self, fields: dict[str, Any], pointer: str) -> None:
+        assert refused(parse, BODY | fields).pointer == pointer
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            dict.fromkeys(
+                [
+                    *["instructions", "previous_response_id", "store", "tools", "tool_choice"],
+                    *["text", "max_output_tokens", "temperature", "top_p", "include", "metadata"],
+                    *["reasoning", "user", "truncation", "background", "stream", "stream_options"],
+                ]
+            ),
+            {"truncation": "auto", "some_new_field": {"a": 1}, "background": False},
+            {"text": {"format": {"type": "text"}, "verbosity": "low"}},
+            {"stream_options": {"include_obfuscation": False}, "service_tier": "auto"},
+            {"include": ["reasoning.encrypted_content"], "reasoning": {"effort": "low"}},
+        ],
+    )
+    def test_what_asks_for_nothing_is_accepted(self, fields: dict[str, Any]) -> None:
+        asked = ask(**fields)
+        assert asked.messages == (USER,)
+        assert asked.stored
+        assert not asked.refers
+
+    def test_what_rides_along(self) -> None:
+        asked = ask(max_output_tokens=7, temperature=0.5, top_p=0.25, stream=True, store=False)
+        sampling = asked.sampling
+        assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (7, 0.5, 0.25)
+        assert asked.stream
+        assert not asked.stored
+
+    @pytest.mark.parametrize(
+        ("fields", "logprobs"),
+        [
+            ({}, None),
+            ({"include": ["message.output_text.logprobs"]}, 0),
+            ({"include": ["message.output_text.logprobs"], "top_logprobs": 3}, 3),
+            ({"top_logprobs": 2}, 2),
+            ({"top_logprobs": 0}, None),
+        ],
+    )
+    def test_logprobs_say_how_many_beside(
+        self, fields: dict[str, Any], logprobs: int | None
+    ) -> None:
+        assert ask(**fields).sampling.logprobs == logprobs
+
+    def test_items_become_the_turns_of_a_template(self) -> None:
+        given = [
+            {"role": "developer", "content": "d"},
+            {"role": "user", "content": [{"type": "input_text", "text": "a"}]},
+            {
+                "type": "reasoning",
+                "id": "rs_1",
+                "summary": [],
+                "content": [{"type": "reasoning_text", "text": "hm"}],
+            },
+            {
+                "type": "message",
+                "role": "assistant",
+                "content": [{"type": "output_text", "text": "b", "annotations": []}],
+            },
+            {"type": "function_call", "call_id": "c1", "name": "f", "arguments": '{"x":1}'},
+            {"type": "function_call", "call_id": "c2", "name": "g", "arguments": ""},
+            {"type": "function_call_output", "call_id": "c1", "output": "2"},
+            {
+                "type": "function_call_output",
+                "call_id": "c2",
+                "output": [{"type": "input_text", "text": "3"}],
+            },
+            {"role": "assistant", "content": "plain"},
+            {"role": "assistant", "content": "again"},
+        ]
+        assert ask(instructions="i", input=given).messages == (
+            {"role": "system", "content": "i\n\nd"},
+            {"role": "user", "content": "a"},
+            {
+                "role": "assistant",
+                "content": "b",
+                "reasoning_content": "hm",
+                "tool_calls": [
+                    {
+                        "type": "function",
+                        "function": {"name": "f", "arguments": {"x": 1}},
+                        "id": "c1",
+                    },
+                    {"type": "function", "function": {"name": "g", "arguments": ""}, "id": "c2"},
+                ],
+            },
+            {"role": "tool", "content": "2", "tool_call_id": "c1"},
+            {"role": "tool", "content": "3", "tool_call_id": "c2"},
+            {"role": "assistant", "content": "plain"},
+            {"role": "assistant", "content": "again"},
+        )
+
+    def test_earlier_turns_and_references_are_put_in_their_place(self) -> None:
+        turn = ask(
+            previous_response_id="resp_0",
+            instructions="i",
+            input=[{"id": "msg_9"}, {"role": "user", "content": "c"}],
+        )
+        assert turn.refers
+        earlier = [{"type": "message", "role": "user", "content": "a"}]
+        named = {"type": "message", "role": "assistant", "content": "b"}
+        assert recalled(turn, earlier, {"msg_9": named}).messages == (
+            {"role": "system", "content": "i"},
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "b"},
+            {"role": "user", "content": "c"},
+        )
+
+    @settings(deadline=None, derandomize=True, max_examples=500)
+    @given(nearly_a_request | anything)
+    def test_any_json_is_understood_or_refused(self, body: Any) -> None:
+        body = {"input": "x", **body} if isinstance(body, dict) else body
+        came = outcome(parse, json.dumps(body).encode())
+        if isinstance(came, Failure):
+            assert came.code is Code.BAD_INPUT
+        else:
+            assert came.messages
+            assert came.model
+
+
+class TestStreams:
+    def test_the_events_of_a_short_one(self) -> None:
+        told = stream(answer(stream=True), Text(text="Hel"), Text(text=""), Text(text="lo"), CUT)
+        at = {"item_id": "msg_r1_0", "output_index": 0, "content_index": 0}
+        part = {"type": "output_text", "text": "", "annotations": []}
+        item = {"id": "msg_r1_0", "type": "message", "status": "in_progress", "role": "assistant"}
+        cut = item | {"status": "incomplete", "content": [part | {"text": "Hello"}]}
+        assert [
+            {k: v for k, v in one.items() if k not in {"sequence_number", "response"}}
+            for one in told
+        ] == [
+            {"type": "response.created"},
+            {"type": "response.in_progress"},
+            {
+                "type": "response.output_item.added",
+                "output_index": 0,
+                "item": item | {"content": []},
+            },
+            {"type": "response.content_part.added", **at, "part": part},
+            {"type": "response.output_text.delta", **at, "delta": "Hel", "logprobs": []},
+            {"type": "response.output_text.delta", **at, "delta": "lo", "logprobs": []},
+            {"type": "response.output_text.done", **at, "text": "Hello", "logprobs": []},
+            {"type": "response.content_part.done", **at, "part": part | {"text": "Hello"}},
+            {"type": "response.output_item.done", "output_index": 0, "item": cut},
+            {"type": "response.incomplete"},
+        ]
+        first, last = told[0]["response"], told[-1]["response"]
+        assert (first["status"], first["output"], first["usage"]) == ("in_progress", [], None)
+        assert last["status"] == "incomplete"
+        assert last["incomplete_details"] == {"reason": "max_output_tokens"}
+        assert last["output"] == [cut]
+        assert last["usage"] == USAGE
+
+    def test_thoughts_text_and_calls_are_items_of_their_own(self) -> None:
+        told = stream(
+            answer(stream=True),
+            Reasoning(text="h"),
+            Reasoning(text="m"),
+            Text(text="Well"),
+            ToolStart(index=0, id="c1", name="f"),
+            ToolArguments(index=0, text='{"x":'),
+            ToolArguments(index=0, text="1}"),
+            ToolStart(index=1, id="c2", name="g"),
+            End(reason="tool_calls", usage=USED),
+        )
+        assert [one["type"].removeprefix("response.") for one in told] == [
+            *["created", "in_progress"],
+            *["output_item.added", "content_part.added"],
+            *["reasoning_text.delta", "reasoning_text.delta", "reasoning_text.done"],
+            *["content_part.done", "output_item.done"],
+            *["output_item.added", "content_part.added", "output_text.delta", "output_text.done"],
+            *["content_part.done", "output_item.done"],
+            *["output_item.added", "function_call_arguments.delta"],
+            *["function_call_arguments.delta", "function_call_arguments.done"],
+            "output_item.done",
+            *["output_item.added", "function_call_arguments.done", "output_item.done"],
+            "completed",
+        ]
+        assert told[-1]["response"]["output"] == [
+            {
+                "id": "rs_r1_0",
+                "type": "reasoning",
+                "status": "completed",
+                "summary": [],
+                "content": [{"type": "reasoning_text", "text": "hm"}],
+            },
+            {
+                "id": "msg_r1_1",
+                "type": "message",
+                "status": "completed",
+                "role": "assistant",
+                "content": [{"type": "output_text", "text": "Well", "annotations": []}],
+            },
+            {
+                "id": "fc_r1_2",
+                "type": "function_call",
+                "status": "completed",
+                "call_id": "c1",
+                "name": "f",
+                "arguments": '{"x":1}',
+            },
+            {
+                "id": "fc_r1_3",
+                "type": "function_call",
+                "status": "completed",
+                "call_id": "c2",
+                "name": "g",
+                "arguments": "",
+            },
+        ]
+
+    def test_a_broken_one_ends_in_an_error_and_failed(self) -> None:
+        told = stream(
+            answer(stream=True), Text(text="x"), Broke(code=Code.TIMEOUT, detail="too long")
+        )
+        error, failed = told[-2:]
+        assert (error["type"], error["code"], error["message"]) == ("error", "timeout", "too long")
+        assert failed["type"] == "response.failed"
+        assert failed["response"]["status"] == "failed"
+        assert failed["response"]["error"] == {"code": "server_error", "message": "too long"}
+        assert failed["response"]["output"][0]["content"][0]["text"] == "x"
+
+    def test_what_is_told_at_once_has_the_same_bytes_and_counts(self) -> None:
+        to, other = answer(stream=True), answer(stream=True)
+        assert to.text_frame("a") == b""  # no item is open
+        to.frames(Text(text="a"))
+        other.frames(Text(text="a"))
+        assert to.text_frame("lost") != b""  # and was not sent
+        for text in ('"é\n', "b"):
+            assert to.text_frame(text) == other.frames(Text(text=text))
+            to.told(text)
+        assert to.frames(END) == other.frames(END)
+        assert to.response["output"][0]["content"][0]["text"] == 'a"é\nb'
+
+    def test_with_logprobs_nothing_is_told_at_once(self) -> None:
+        to = answer(stream=True, top_logprobs=1)
+        part = TokenLogprob(text="\udce2", logprob=-0.5, top=(("€", -1.0),))
+        told = stream(to, Text(text="", logprobs=(part,)), Text(text="a", logprobs=(part,)))
+        assert to.text_frame("a") == b""
+        entry = {"token": "\ufffd", "logprob": -0.5, "bytes": [0xE2]}
+        top = [{"token": "€", "logprob": -1.0, "bytes": [0xE2, 0x82, 0xAC]}]
+        assert [one["logprobs"] for one in told if one["type"].endswith("delta")] == [
+            [entry | {"top_logprobs": top}]
+        ] * 2
+        to.frames(END)
+        assert len(to.response["output"][0]["content"][0]["logprobs"]) == 2
+
+    def test_however_it_is_cut_the_whole_is_the_same(self) -> None:
+        end = End(reason="tool_calls", usage=USED)
+        for pieces in cuts(random.Random(7), times=200):
+            told = stream(answer(stream=True), *pieces, end)
+            whole = json.loads(answer(stream=True).whole(pieces, end))
+            assert told[-1]["response"] == whole
+            said: dict[str, str] = {}
+            for one in told:
+                if one["type"].endswith(".delta"):
+                    said[one["item_id"]] = said.get(one["item_id"], "") + one["delta"]
+            done = [one["item"] for one in told if one["type"] == "response.output_item.done"]
+            assert done == whole["output"]
+            for item in done:
+                text = item["content"][0]["text"] if "content" in item else item["arguments"]
+                assert said[item["id"]] == text
+
+
+class TestWholes:
+    def test_a_response(self) -> None:
+        to = answer(
+            instructions="Be brief.",
+            metadata={"a": "b"},
+            temperature=0.5,
+            max_output_tokens=7,
+            user="u",
+            tool_choice="none",
+            tools=[{"type": "function", "name": "f"}],
+        )
+        body = to.whole([Text(text="Hel"), Text(text="lo")], END)
+        Response.model_validate_json(body, strict=True)
+        assert json.loads(body) == {
+            "id": "resp_r1",
+            "object": "response",
+            "created_at": 1_700_000_000,
+            "status": "completed",
+            "error": None,
+            "incomplete_details": None,
+            "model": "@cf/test/model",
+            "output": [
+                {
+                    "id": "msg_r1_0",
+                    "type": "message",
+                    "status": "completed",
+                    "role": "assistant",
+                    "content": [{"type": "output_text", "text": "Hello", "annotations": []}],
+                }
+            ],
+            "usage": USAGE,
+            "instructions": "Be brief.",
+            "metadata": {"a": "b"},
+            "parallel_tool_calls": True,
+            "temperature": 0.5,
+            "tool_choice": "none",
+            "tools": [{"parameters": None, "strict": None, "type": "function", "name": "f"}],
+            "top_p": None,
+            "background": False,
+            "max_output_tokens": 7,
+            "previous_response_id": None,
+            "reasoning": {"effort": None, "summary": None},
+            "store": True,
+            "text": {"format": {"type": "text"}},
+            "top_logprobs": 0,
+            "truncation": "disabled",
+            "user": "u",
+        }
+
+    def test_an_answer_of_nothing_is_one(self) -> None:
+        response = Response.model_validate_json(answer().whole([], END))
+        assert response.output == []
+        assert response.output_text == ""

@@ -1,0 +1,124 @@
+"""Stored responses: two processes' worth of stores on one file, accounts apart, and bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from edge.responses_file import ResponsesFile
+from edge.responses_store import Bounds, ResponsesStore, Stored
+
+DAY_S = 86400.0
+
+
+@dataclass
+class Clock:
+    now: float = 1e9
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def stores(tmp_path: Path, clock: Clock) -> Iterator[tuple[ResponsesStore, ResponsesStore]]:
+    bounds = Bounds(days=30, most=3, most_bytes=10_000, each=1)
+    path = tmp_path / "state" / "responses.sqlite"
+    files = ResponsesFile(path), ResponsesFile(path)
+    yield ResponsesStore(files[0], clock, bounds), ResponsesStore(files[1], clock, bounds)
+    for file in files:
+        file.close()
+
+
+def turn(name: str, previous: str | None = None, text: str = "x") -> Stored:
+    response = {"id": name, "output": [{"id": f"o{name}", "type": "message", "content": text}]}
+    return Stored(id=name, previous=previous, response=response, input=[{"id": f"i{name}"}])
+
+
+async def test_another_process_finds_it_and_another_account_does_not(
+    stores: tuple[ResponsesStore, ResponsesStore],
+) -> None:
+    one, other = stores
+    await one.put("a", turn("r1"))
+    assert await other.get("a", "r1") == turn("r1")
+    assert await other.get("b", "r1") is None
+    assert await other.chain("b", "r1") is None
+    assert not await other.delete("b", "r1")
+    assert await other.delete("a", "r1")
+    assert await one.get("a", "r1") is None
+    assert not await one.delete("a", "r1")
+
+
+async def test_a_conversation_is_oldest_first_and_whole_or_not_there(
+    stores: tuple[ResponsesStore, ResponsesStore],
+) -> None:
+    one, other = stores
+    turns = [turn("r1"), turn("r2", "r1"), turn("r3", "r2")]
+    for number, made in enumerate(turns):
+        await stores[number % 2].put("a", made)
+    await one.put("b", turn("r4"))  # another account's
+    await one.put("a", turn("r5", "r4"))
+    assert await other.chain("a", "r5") is None
+    assert await other.chain("a", "r3") == turns
+    assert await other.chain("a", "r2") == turns[:2]
+    await one.delete("a", "r1")
+    assert await other.chain("a", "r3") is None
+
+
+async def test_what_is_not_used_for_a_month_goes(
+    stores: tuple[ResponsesStore, ResponsesStore], clock: Clock
+) -> None:
+    one, _ = stores
+    await one.put("a", turn("r1"))
+    await one.put("b", turn("r0"))
+    clock.now += 20 * DAY_S
+    assert await one.chain("a", "r1")  # used
+    clock.now += 20 * DAY_S
+    await one.put("c", turn("r2"))
+    assert await one.get("a", "r1") is not None
+    assert await one.get("b", "r0") is None
+
+
+async def test_the_oldest_of_too_many_go_of_that_account_alone(
+    stores: tuple[ResponsesStore, ResponsesStore], clock: Clock
+) -> None:
+    one, _ = stores
+    await one.put("b", turn("other"))
+    for number in range(5):
+        clock.now += 1
+        await one.put("a", turn(f"r{number}"))
+    kept = [number for number in range(5) if await one.get("a", f"r{number}")]
+    assert kept == [2, 3, 4]
+    assert await one.get("b", "other") is not None
+
+
+async def test_the_oldest_of_too_much_go(
+    stores: tuple[ResponsesStore, ResponsesStore], clock: Clock
+) -> None:
+    one, _ = stores
+    for number in range(3):
+        clock.now += 1
+        await one.put("a", turn(f"r{number}", text="x" * 4000))
+    kept = [number for number in range(3) if await one.get("a", f"r{number}")]
+    assert kept == [1, 2]
+
+
+async def test_without_a_file_it_is_kept_in_memory(clock: Clock) -> None:
+    file = ResponsesFile(None)
+    store = ResponsesStore(file, clock)
+    await store.put("a", turn("r1"))
+    assert await store.get("a", "r1") == turn("r1")
+    file.close()
+
+
+def test_the_file_is_its_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "responses.sqlite"
+    ResponsesFile(path).close()
+    assert path.stat().st_mode & 0o777 == 0o600
