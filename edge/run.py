@@ -18,7 +18,7 @@ from anyio import to_thread
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from edge import openai, workers_ai
+from edge import formats, openai, workers_ai
 from edge.ask import Ask, Broke, End, Piece, Text
 from edge.auth import Verifier
 from edge.clients import Clients, read_body
@@ -71,7 +71,7 @@ class Native:
         return workers_ai.parse(body, str(scope["path_params"]["model"]))
 
     def answer(self, ask: Ask, request_id: str) -> Spelled:
-        return workers_ai.Answer()
+        return workers_ai.Answer(is_json=formats.is_json(ask.grammar))
 
 
 class OpenAI:

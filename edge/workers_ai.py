@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from edge import options, sse
+from edge import formats, options, sse
 from edge.ask import Ask, Broke, End, Piece, Text
 from edge.checks import BadField, Fields, read, required
 from edge.envelope import envelope, error_envelope, usage
@@ -40,6 +40,7 @@ def parse(body: bytes, model: str) -> Ask:
         raw=raw,
         stream=fields.flag("stream") or False,
         stops=options.stops(fields),
+        grammar=formats.grammar(fields),
         sampling=options.sampling(fields, options.NATIVE),
     )
 
@@ -49,6 +50,10 @@ _BEFORE, _AFTER = sse.around({"response": ""}, "response")
 
 class Answer:
     """One request's answer as this API spells it."""
+
+    def __init__(self, *, is_json: bool = False) -> None:
+        """`is_json`: whether JSON was asked for. A whole answer then is that, and no text."""
+        self._is_json = is_json
 
     def text_frame(self, text: str) -> bytes:
         """The event that tells more text, not the first: what `frames` makes of it, but sooner."""
@@ -70,13 +75,23 @@ class Answer:
 
     def whole(self, texts: Iterable[Text], end: End) -> bytes:
         """The JSON body of an answer that was not streamed."""
-        result = {"response": "".join(text.text for text in texts), "usage": usage(end.usage)}
-        return msgspec.json.encode(envelope(result))
+        text = "".join(text.text for text in texts)
+        response = _as_json(text) if self._is_json else text
+        return msgspec.json.encode(envelope({"response": response, "usage": usage(end.usage)}))
 
 
 def error(failure: Failure) -> bytes:
     """The JSON body of a refusal; its status is `failure.code.meaning.status`."""
     return msgspec.json.encode(error_envelope(failure))
+
+
+def _as_json(text: str) -> msgspec.Raw | str:
+    """JSON as it is, to the last digit; text that is none, as where an answer was cut short."""
+    try:
+        msgspec.json.decode(text)
+    except (ValueError, RecursionError):
+        return text
+    return msgspec.Raw(text.encode())
 
 
 def _refuse_logprobs(fields: Fields) -> None:
