@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from edge import openai, options, sse
+from edge import formats, openai, options, sse
 from edge.ask import (
     Ask,
     Broke,
@@ -56,6 +56,7 @@ def parse(body: bytes) -> Ask:
         stream=fields.flag("stream") or False,
         include_usage=stream_options.flag("include_usage") or False,
         stops=options.stops(fields),
+        grammar=formats.grammar(fields),
         sampling=options.sampling(fields, options.OPENAI, logprobs),
     )
     asks = [replace(common, **prompt) for prompt in _prompts(fields, echo=echo)]

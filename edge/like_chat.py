@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edge import options
+from edge import formats, options
 from edge.checks import BadField, Fields
 
 
@@ -20,9 +20,9 @@ def chosen(like_chat: Fields, theirs: Mapping[str, str]) -> dict[str, Any]:
     """
     try:
         options.refuse_unsupported(like_chat)
+        return {"grammar": formats.grammar(like_chat)}
     except BadField as bad:
         raise _renamed(bad, theirs) from None
-    return {}
 
 
 def _renamed(bad: BadField, theirs: Mapping[str, str]) -> BadField:

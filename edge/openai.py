@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from edge import envelope, options, sse
+from edge import envelope, formats, options, sse
 from edge.ask import (
     Ask,
     Broke,
@@ -58,6 +58,7 @@ def parse(body: bytes) -> Ask:
         stream=fields.flag("stream") or False,
         include_usage=stream_options.flag("include_usage") or False,
         stops=options.stops(fields),
+        grammar=formats.grammar(fields),
         sampling=options.sampling(fields, options.OPENAI, _logprobs(fields)),
     )
     return with_choices([ask], fields.integer("n", 1, MOST_CHOICES) or 1)

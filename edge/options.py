@@ -54,10 +54,6 @@ _UNSUPPORTED = {
     "functions": "function calling is not supported by this deployment",
     "lora": "LoRA adapters are not supported by this deployment",
     "image": "images are not supported by this model",
-    "guided_json": "constrained output is not supported by this deployment",
-    "guided_regex": "constrained output is not supported by this deployment",
-    "guided_choice": "constrained output is not supported by this deployment",
-    "guided_grammar": "constrained output is not supported by this deployment",
 }
 
 
@@ -98,12 +94,11 @@ def stops(body: Fields, name: str = "stop") -> tuple[str, ...]:
 
 
 def refuse_unsupported(body: Fields) -> None:
-    """Refuse what would have to be ignored: tools, schemas, adapters, several choices."""
+    """Refuse what would have to be ignored: tools, adapters, several choices."""
     for name, why in _UNSUPPORTED.items():
         if body.value(name):
             raise BadField(body.at(name), f"'{body.at(name)}': {why}")
     _refuse_tools(body)
-    _refuse_formats(body)
     options = body.fields("options")
     if options is not None:
         options.flag("rejectIfBusy")
@@ -120,16 +115,6 @@ def _refuse_tools(body: Fields) -> None:
     if not tools and choice not in (None, "none", "auto"):
         says = f"'{body.at('tool_choice')}' needs '{body.at('tools')}'"
         raise BadField(body.at("tool_choice"), says)
-
-
-def _refuse_formats(body: Fields) -> None:
-    form = body.fields("response_format")
-    if form is None or form.text("type") == "text":
-        return
-    form.need("type")
-    raise BadField(
-        form.at("type"), f"'{form.at('type')}': only 'text' is supported by this deployment"
-    )
 
 
 def _ranged(body: Fields, name: str, allowed: Range) -> float | None:

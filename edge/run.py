@@ -18,7 +18,7 @@ from anyio import to_thread
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from edge import anthropic, anthropic_answer, completions, openai, workers_ai
+from edge import anthropic, anthropic_answer, completions, formats, openai, workers_ai
 from edge.ask import Ask, Broke, End, Piece, Text
 from edge.auth import Verifier
 from edge.choices import Choice, Choices
@@ -65,7 +65,7 @@ class Native:
         return self._limited(workers_ai.parse(body, str(scope["path_params"]["model"])))
 
     def answer(self, ask: Ask, request_id: str) -> Spelled:
-        return workers_ai.Answer()
+        return workers_ai.Answer(is_json=formats.is_json(ask.grammar))
 
     def _limited(self, ask: Ask) -> Ask:
         if self._max_tokens is None or ask.sampling.max_tokens is not None:

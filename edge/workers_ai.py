@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from edge import options, sse
+from edge import formats, options, sse
 from edge.ask import Ask, Broke, End, Piece, Reasoning, Text, ToolArguments, ToolStart
 from edge.checks import BadField, Fields, read, required
 from edge.envelope import envelope, error_envelope, usage
@@ -56,6 +56,7 @@ def parse_fields(fields: Fields, model: str) -> Ask:
         raw=raw,
         stream=fields.flag("stream") or False,
         stops=options.stops(fields),
+        grammar=formats.grammar(fields),
         sampling=options.sampling(fields, options.NATIVE),
     )
 
@@ -72,6 +73,10 @@ class Answer(Spelled):
     a few: who watches an encrypted stream would else read the answer off the lengths of its tokens
     (https://blog.cloudflare.com/ai-side-channel-attack-mitigated). Readers do not look at it.
     """
+
+    def __init__(self, *, is_json: bool = False) -> None:
+        """`is_json`: whether JSON was asked for. A whole answer then is that, and no text."""
+        self._is_json = is_json
 
     def text_frame(self, text: str) -> bytes:
         """The event that tells more text, not the first: what `frames` makes of it, but sooner."""
@@ -98,13 +103,23 @@ class Answer(Spelled):
     def whole(self, pieces: Iterable[Piece], end: End) -> bytes:
         """The JSON body of an answer that was not streamed."""
         text = "".join(piece.text for piece in pieces if isinstance(piece, Text))
-        result = {"response": text, "finish_reason": end.reason, "usage": usage(end.usage)}
+        response = _as_json(text) if self._is_json else text
+        result = {"response": response, "finish_reason": end.reason, "usage": usage(end.usage)}
         return msgspec.json.encode(envelope(result))
 
 
 def error(failure: Failure) -> bytes:
     """The JSON body of a refusal; its status is `failure.code.meaning.status`."""
     return msgspec.json.encode(error_envelope(failure))
+
+
+def _as_json(text: str) -> msgspec.Raw | str:
+    """JSON as it is, to the last digit; text that is none, as where an answer was cut short."""
+    try:
+        msgspec.json.decode(text)
+    except (ValueError, RecursionError):
+        return text
+    return msgspec.Raw(text.encode())
 
 
 def _refuse_logprobs(fields: Fields) -> None:

@@ -19,6 +19,8 @@ import typer
 from infire.admission import Limits
 from infire.blocks import BlockPool
 from infire.engine import Engine
+from infire.grammar_check import Checker
+from infire.grammars import Grammars
 from infire.loaded import Loaded
 from infire.model.config import BadModel
 from infire.notes import Hello
@@ -234,8 +236,12 @@ def load(settings: Settings) -> tuple[Hello, Engine]:
         dtype=loaded.dtype,
         threads=settings.threads,
         load_s=loaded.load_s,
+        grammars=loaded.templates is not None,
     )
-    return hello, Engine(scheduler, loaded.runner, tiers=tiers)
+    grammars = None
+    if loaded.templates is not None:
+        grammars = Grammars(loaded.templates, Checker(settings.model_dir, loaded.vocab_size))
+    return hello, Engine(scheduler, loaded.runner, tiers=tiers, grammars=grammars)
 
 
 def _load_model(settings: Settings) -> Loaded:

@@ -10,6 +10,8 @@ from time import monotonic
 import msgspec
 
 from infire.admission import Refusal
+from infire.grammar import Template
+from infire.grammars import Grammars
 from infire.notes import (
     Adopted,
     Answer,
@@ -51,10 +53,15 @@ class Engine:
         runner: Runner,
         *,
         tiers: Tiers | None = None,
+        grammars: Grammars | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """`tiers`: those that `scheduler` was given."""
+        """`tiers`: those that `scheduler` was given; `grammars`: with the templates of `runner`."""
         self._tiers = tiers
+        self._grammars = grammars
+        self._compiling: dict[str, Submit] = {}  # whose grammar is not ready yet
+        self._templates: dict[str, Template] = {}  # of requests in here: kept, to start again with
+        self._ended: list[Step] = []  # to be told: of requests that were whole when they came
         self._scheduler = scheduler
         self._runner = runner
         self._clock = clock
@@ -67,13 +74,7 @@ class Engine:
     def do(self, note: Note) -> None:
         match note:
             case Submit():
-                self.submit(
-                    note.sequence,
-                    note.kv_path,
-                    note.num_adopted,
-                    piece_ends=note.piece_ends,
-                    export_path=note.export_path,
-                )
+                self._take(note)
             case Drop():
                 self.drop(note.request_id)
 
@@ -91,29 +92,78 @@ class Engine:
         Answers `Refused` if it can never run, `Adopted` once the file has been read, `Exported`
         whenever more is in the file at `export_path`.
         """
+        self._take(
+            Submit(
+                sequence=sequence,
+                kv_path=kv_path,
+                num_adopted=num_adopted,
+                piece_ends=piece_ends,
+                export_path=export_path,
+            )
+        )
+
+    def _take(self, note: Submit) -> None:
+        """Begin with it, or with its grammar, which must be ready first."""
+        sequence = note.sequence
+        if sequence.grammar is None:
+            self._begin(note)
+        elif self._grammars is None:
+            self._refuse(sequence.request_id, "bad_input", "grammars are not offered here")
+        else:
+            self._compiling[sequence.request_id] = note
+            self._grammars.want(sequence)
+
+    def _begin(self, note: Submit) -> None:
+        sequence, kv_path = note.sequence, note.kv_path
         try:
-            if (kv_path is None) != (num_adopted == 0):
-                raise Refusal("bad_input", f"KV of {num_adopted} tokens in file {kv_path}")
-            self._scheduler.add(sequence, num_adopted)
+            if (kv_path is None) != (note.num_adopted == 0):
+                raise Refusal("bad_input", f"KV of {note.num_adopted} tokens in file {kv_path}")
+            self._scheduler.add(sequence, note.num_adopted)
         except Refusal as refusal:
             self._refuse(sequence.request_id, refusal.code, refusal.detail)
             return
         if kv_path is not None:
-            self._adopts[sequence.request_id] = kv_path, piece_ends
-        if export_path is not None:
-            self._exports[sequence.request_id] = _Export(export_path)
+            self._adopts[sequence.request_id] = kv_path, note.piece_ends
+        if note.export_path is not None:
+            self._exports[sequence.request_id] = _Export(note.export_path)
+
+    def _take_ready(self, grammars: Grammars) -> None:
+        """Begin with those whose grammar is ready now."""
+        for ready in grammars.take_ready():
+            note = self._compiling.pop(ready.request_id, None)
+            if note is None:  # dropped meanwhile
+                continue
+            if ready.template is None:
+                self._refuse(ready.request_id, ready.code, ready.detail)
+            elif ready.complete:
+                self._end(note)
+            else:
+                self._templates[ready.request_id] = ready.template
+                self._begin(note)
+
+    def _end(self, note: Submit) -> None:
+        """A request that has nothing more to say: its last worker died before it could say so."""
+        request_id = note.sequence.request_id
+        if note.kv_path is not None:
+            self._answers.append(Adopted(request_id))
+        self._ended.append(Step(request_id=request_id, ids=(), finish="stop"))
 
     def drop(self, request_id: str) -> None:
         """Forget a request; unknown ids are ignored. Nothing more is said of it."""
+        self._compiling.pop(request_id, None)
+        self._templates.pop(request_id, None)
         self._adopts.pop(request_id, None)
         self._exports.pop(request_id, None)
         self._scheduler.drop(request_id)
 
     def step(self) -> Results | None:
         """Make one step. None when there was nothing to compute and nothing to answer."""
+        if self._grammars is not None and self._compiling:
+            self._take_ready(self._grammars)
         self._write_out()
-        if self._answers:  # whoever waits for these does not wait for what is computed next
-            return self._told(())
+        if self._answers or self._ended:  # who waits for these waits for nothing that is computed
+            ended, self._ended = self._ended, []
+            return self._told(ended)
         began = self._clock()
         adoptions = self._scheduler.place()
         self._move_blocks()
@@ -126,22 +176,29 @@ class Engine:
             steps = self._scheduler.commit(plan, self._runner.run(plan))
             self._step_s = self._clock() - began
             self._scheduler.took(plan, self._step_s)
-        for request_id in self._scheduler.take_lost():
-            self._refuse(request_id, "lost", "a KV block of it was handed out again")
+        for request_id, fault in self._scheduler.take_lost():
+            if fault:
+                self._refuse(request_id, "bad_input", f"its grammar cannot be followed: {fault}")
+            else:
+                self._refuse(request_id, "lost", "a KV block of it was handed out again")
         if not plan and not self._answers:
             return None
         return self._told(steps)
 
     def _told(self, steps: Seq[Step]) -> Results:
+        if self._templates:
+            for step in steps:
+                if step.finish is not None:
+                    self._templates.pop(step.request_id, None)
         answers, self._answers = tuple(self._answers), []
         return Results(self.gauges(), tuple(steps), answers, *self._cache_news())
 
     def rest(self) -> bool:
         """Use a time without work: write some of what would be lost with this process. Whether
-        there was something."""
+        there was something, or will be soon."""
         tiers = self._tiers
-        if tiers is None:
-            return False
+        if tiers is None or self._compiling:
+            return bool(self._compiling)
         blocks = [it for it in self._scheduler.idle_blocks() if not tiers.is_kept(it[1])]
         for block, key in blocks[-BLOCKS_A_REST:]:  # what was used last first
             tiers.write(key, self._runner.save(block))
@@ -149,11 +206,16 @@ class Engine:
 
     def close(self) -> None:
         """Have what waits to be written in its files, as far as that takes no long time."""
+        if self._grammars is not None:
+            self._grammars.close()
         if self._tiers is not None:
             self._tiers.close(CLOSE_S)
 
     def gauges(self) -> Gauges:
         gauges = self._scheduler.gauges(self._step_s)
+        if self._compiling:
+            waiting = gauges.waiting + len(self._compiling)
+            gauges = msgspec.structs.replace(gauges, waiting=waiting)
         if (tiers := self._tiers) is None:
             return gauges
         return msgspec.structs.replace(
@@ -224,4 +286,5 @@ class Engine:
             self._answers.append(Adopted(request_id))
 
     def _refuse(self, request_id: str, code: str, detail: str) -> None:
+        self._templates.pop(request_id, None)
         self._answers.append(Refused(request_id, code, detail))

@@ -9,6 +9,7 @@ from time import perf_counter
 import torch
 
 from infire.device import choose_device, choose_dtype
+from infire.grammar import read_templates
 from infire.kv_cache import KVCache
 from infire.kv_layout import KVLayout, WeightCodec
 from infire.kv_pools import kv_groups, longest, num_blocks
@@ -66,15 +67,18 @@ def load_model(  # noqa: PLR0913  one parameter a setting
         num_blocks(group, kv_tokens, max_running, max_step_tokens) for group in layout.groups
     )
     max_tokens = longest(config, layout, counts)
+    templates = read_templates(folder, config.vocab_size)
     runner = ModelRunner(
         transformer(config, parameters, max_tokens=max_tokens),
         KVCache(layout, counts, where),
         num_slots=max_running,
         max_tokens=max_tokens,
+        templates=templates,
     )
     runner.warm_up()
     return Loaded(
         runner=runner,
+        templates=templates,
         layout=layout,
         num_blocks=counts,
         context_window=config.context_window,

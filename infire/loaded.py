@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from infire.grammar import Templates
 from infire.kv_layout import KVLayout
 from infire.plan import Runner
 
@@ -13,6 +14,7 @@ class Loaded:
     """A model in memory, warm."""
 
     runner: Runner
+    templates: Templates | None  # of grammars, which `runner` follows; None: there can be none
     layout: KVLayout
     num_blocks: tuple[int, ...]  # per KV group
     context_window: int  # tokens

@@ -117,6 +117,7 @@ class Hello(Struct, frozen=True, kw_only=True, tag="hello"):
     dtype: str
     threads: int
     load_s: float
+    grammars: bool = False  # whether outputs can be made to match one
 
 
 class Results(Struct, frozen=True, tag="results"):

@@ -68,6 +68,8 @@ class RowResult(Struct, frozen=True, gc=False):
     ids: tuple[int, ...] = ()
     logprobs: tuple[Logprob, ...] = ()
     stale: bool = False  # nothing was computed: a block of the row is no longer its own
+    ended: bool = False  # by its grammar, nothing may follow
+    fault: str = ""  # why its grammar allows no id: nothing was sampled
 
 
 class Runner(Protocol):

@@ -8,8 +8,10 @@ import torch
 
 from infire.batch import BlockTables, build
 from infire.block_tags import BlockTags, with_stale
+from infire.grammar import Templates
 from infire.kernels.tiles import TileShape
 from infire.kv_cache import KVCache
+from infire.masks import Masks
 from infire.model.transformer import Transformer
 from infire.plan import Row, RowResult, SlotOpen, StepPlan
 from infire.request import SamplingParams
@@ -20,8 +22,15 @@ class ModelRunner:
     """One model, its KV, and what it must remember of each slot between steps."""
 
     def __init__(
-        self, model: Transformer, cache: KVCache, *, num_slots: int, max_tokens: int
+        self,
+        model: Transformer,
+        cache: KVCache,
+        *,
+        num_slots: int,
+        max_tokens: int,
+        templates: Templates | None = None,
     ) -> None:
+        """`templates`: of grammars, in the vocabulary of the model; None: there are none."""
         config = model.config
         weight = model.norm.weight
         self._model = model
@@ -31,6 +40,7 @@ class ModelRunner:
         self._sampler = Sampler(
             vocab_size=config.vocab_size, num_slots=num_slots, device=weight.device
         )
+        self._masks = Masks(templates, num_slots, config.vocab_size)
         self._shapes = [
             TileShape(
                 block_tokens=group.block_tokens,
@@ -46,7 +56,7 @@ class ModelRunner:
         """One forward pass; one result a row, in the plan's order."""
         for opened in plan.opens:  # which also ends what was there: `closes` says nothing new
             self._tables.clear(opened.slot)
-            self._sampler.open(opened)
+            self._sampler.open(opened, self._masks.open(opened))
             self.tags.open(opened.slot)
         for row in plan.rows:
             if row.new_blocks:
@@ -61,14 +71,14 @@ class ModelRunner:
         rows = [row for row in computed if row.sample]
         if not rows:
             return [RowResult()] * len(computed)
-        results = iter(
-            self._sampler.sample(
-                self._model.logits(hidden[batch.sampled]),
-                [row.slot for row in rows],
-                [row.start + row.num_new for row in rows],
-                [row.draft_ids for row in rows],
-            )
+        self._masks.fill(rows)
+        sampled = self._sampler.sample(
+            self._model.logits(hidden[batch.sampled]),
+            [row.slot for row in rows],
+            [row.start + row.num_new for row in rows],
+            [row.draft_ids for row in rows],
         )
+        results = iter(self._masks.settle(rows, sampled))
         return [next(results) if row.sample else RowResult() for row in computed]
 
     @torch.inference_mode()

@@ -1,9 +1,9 @@
 """From logits to the next ids, row by row as each request asks. Knows no model and no KV.
 
-In this order: logit_bias, repetition penalty, frequency and presence penalties; then the likeliest
-id (temperature 0), or temperature, top_k, top_p, min_p and a draw. Log probabilities are the
-model's own, before any of it. What a row gets depends on its own logits, its own request and the
-position of the token: on no neighbour, no earlier draw, no device.
+In this order: logit_bias, repetition penalty, frequency and presence penalties, the mask of a
+grammar; then the likeliest id (temperature 0), or temperature, top_k, top_p, min_p and a draw. Log
+probabilities are the model's own, before any of it. What a row gets depends on its own logits, its
+own request and the position of the token: on no neighbour, no earlier draw, no device.
 
 Drafts are verified by drawing as if there were none: each id from the model's own distribution, by
 its own number, up to the first that is not the draft's. So they change no answer, drawn or greedy.
@@ -40,6 +40,7 @@ _KNOBS = np.dtype(
         ("penalised", np.bool_),
         ("biased", np.bool_),
         ("explained", np.bool_),  # log probabilities are wanted
+        ("masked", np.bool_),  # by a grammar
     ]
 )
 _GREEDY_BELOW = 1e-5  # a temperature by which float32 logits can no longer be divided
@@ -71,10 +72,15 @@ class Sampler:
         self._knobs = np.zeros(num_slots, _KNOBS)
         self._seeds = [0] * num_slots
         self._biases: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
+        self._masks: dict[int, NDArray[np.int32]] = {}
+        self._bits = torch.arange(32, dtype=torch.int32, device=device)
         self._history = History(num_slots, vocab_size, device)
 
-    def open(self, opened: SlotOpen) -> None:
-        """Give a slot to a new request. ValueError for a logit_bias outside the vocabulary."""
+    def open(self, opened: SlotOpen, mask: NDArray[np.int32] | None = None) -> None:
+        """Give a slot to a new request. ValueError for a logit_bias outside the vocabulary.
+
+        `mask`: a bit for each id, the lowest first, read in each step: which may be chosen.
+        """
         slot, sampling = opened.slot, opened.sampling
         ids = np.array([token_id for token_id, _ in sampling.logit_bias], np.int64)
         values = np.array([value for _, value in sampling.logit_bias], np.float32)
@@ -83,7 +89,9 @@ class Sampler:
                 f"logit_bias for ids {ids.min()} to {ids.max()} "
                 f"in a vocabulary of {self._vocab_size}"
             )
-        self._knobs[slot] = _knobs(sampling)
+        self._knobs[slot] = (*_knobs(sampling), mask is not None)
+        if mask is not None:
+            self._masks[slot] = mask
         self._seeds[slot] = sampling.seed
         self._biases[slot] = (ids, values)
         if self._knobs[slot]["penalised"]:
@@ -155,10 +163,11 @@ class Sampler:
         return ids, self._logprobs(raw, ids, rows)
 
     def _adjust(self, raw: Tensor, places: Seq[_Place], rows: _Knobs) -> Tensor:
-        """(R, V), with biases and penalties; `raw` stays as it is."""
+        """(R, V), with biases, penalties and masks; `raw` stays as it is."""
         biased = np.flatnonzero(rows["biased"])
         penalised = np.flatnonzero(rows["penalised"])
-        if not len(biased) and not len(penalised):
+        masked = np.flatnonzero(rows["masked"])
+        if not len(biased) and not len(penalised) and not len(masked):
             return raw
         logits = raw.clone()
         if len(biased):
@@ -178,7 +187,16 @@ class Sampler:
             logits[index] = self._history.penalise(
                 logits.index_select(0, index), of_slots, penalties, self._ahead(some)
             )
+        if len(masked):
+            self._forbid(logits, masked, [places[n].slot for n in masked.tolist()])
         return logits
+
+    def _forbid(self, logits: Tensor, masked: NDArray[np.int64], slots: Seq[int]) -> None:
+        """In place. No id of the lowest logit there is gets chosen, as long as there is another."""
+        words = self._on_device(np.stack([self._masks[slot] for slot in slots]))
+        allowed = (words[:, :, None] >> self._bits & 1).bool().flatten(1)[:, : self._vocab_size]
+        index = self._on_device(masked)
+        logits[index] = logits.index_select(0, index).masked_fill_(~allowed, _LOWEST)
 
     def _ahead(self, places: Seq[_Place]) -> Ahead | None:
         """What the drafts before each place would add to its slot's history."""
@@ -234,7 +252,7 @@ def _num_right(draft: tuple[int, ...], ids: Seq[int]) -> int:
 
 
 def _knobs(sampling: SamplingParams) -> tuple[float | bool, ...]:
-    """In the order of `_KNOBS`."""
+    """In the order of `_KNOBS`, but for the last."""
     penalties = (
         sampling.repetition_penalty,
         sampling.frequency_penalty,

@@ -80,7 +80,7 @@ class Scheduler:
         self._num_proposed = 0
         self._num_accepted = 0
         self._num_cached = 0
-        self._lost: list[str] = []
+        self._lost: list[tuple[str, str]] = []
         self._gained: dict[str, Entry] = {}  # to be held, and computed further since last asked
 
     @property
@@ -144,12 +144,13 @@ class Scheduler:
                 found.append((entry.seq, name in self._held))
             elif self._held.pop(name, None):  # while it runs, the next step would find out
                 del self._entries[name]
-                self._lost.append(name)
+                self._lost.append((name, ""))
                 self._tenants.free_own_blocks(entry)
         return found
 
-    def take_lost(self) -> list[str]:
-        """Requests that have ended since the last call because a block was no longer theirs."""
+    def take_lost(self) -> list[tuple[str, str]]:
+        """Requests that have ended since the last call, and what their grammar had to do with it:
+        with "", a block was no longer theirs."""
         lost, self._lost = self._lost, []
         return lost
 
@@ -220,8 +221,8 @@ class Scheduler:
             if row.start < entry.seq.num_prompt:
                 end = min(row.start + row.num_new, entry.seq.num_prompt)
                 self._num_prompt_computed += end - row.start
-            if result.stale:
-                self._lose(entry)
+            if result.stale or result.fault:
+                self._lose(entry, result.fault)
                 continue
             if entry.dropped:
                 self._tenants.free_slot(entry)
@@ -335,6 +336,8 @@ class Scheduler:
         seq = entry.seq
         before, end = seq.num_computed, row.start + row.num_new
         ids, finish = cut(entry, result.ids)
+        if result.ended:
+            finish = "stop"
         if len(ids) > 1:  # all but the last were computed in this step too, as accepted drafts
             end += len(ids) - 1
         seq.token_ids.extend(ids)
@@ -367,12 +370,12 @@ class Scheduler:
             return None
         return Chain(root(seq.cache_salt, self._model_digest, seq.adapter), size)
 
-    def _lose(self, entry: Entry) -> None:
-        """End one whose blocks turned out not to be its own."""
+    def _lose(self, entry: Entry, fault: str) -> None:
+        """End one whose blocks turned out not to be its own, or whose grammar allows nothing."""
         if not entry.dropped:
             self._tenants.stop(entry)
             del self._entries[entry.seq.request_id]
-            self._lost.append(entry.seq.request_id)
+            self._lost.append((entry.seq.request_id, fault))
         self._tenants.free_slot(entry)
         self._tenants.free_own_blocks(entry)
 

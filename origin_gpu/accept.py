@@ -13,7 +13,7 @@ def check_fits(request: wire.Generate, hello: Hello) -> None:
     """Failure(BAD_INPUT) for what the engine that said `hello` would refuse, or does not offer."""
     if request.adapter is not None:
         raise _bad(f"lora: {request.model} has no adapter {request.adapter!r} here")
-    if request.grammar is not None:
+    if request.grammar is not None and not hello.grammars:
         raise _bad(f"response_format: {request.grammar.kind} is not offered here")
     _check_lengths(request, hello.max_sequence_tokens)
     sampling = request.sampling

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from time import perf_counter
 
+from infire.grammar import read_templates
 from infire.kernels.cpu.build import CannotBuild, library_path
 from infire.kernels.cpu.library import MAX_HEAD_DIM, Library
 from infire.kv_layout import KVLayout, WeightCodec
@@ -53,6 +54,7 @@ def load_native(  # noqa: PLR0913  one parameter a setting
     counts = tuple(
         num_blocks(group, kv_tokens, max_running, max_step_tokens) for group in layout.groups
     )
+    templates = read_templates(folder, config.vocab_size)
     runner = NativeRunner(
         config,
         resident(folder, config, digest, form=weights, cache=cache, threads=threads),
@@ -61,11 +63,13 @@ def load_native(  # noqa: PLR0913  one parameter a setting
         num_slots=max_running,
         max_step_tokens=max_step_tokens,
         max_tokens=longest(config, layout, counts),
+        templates=templates,
     )
     runner.warm_up()
     _logger.info("%s weights, kernels for %s", weights, library.instructions)
     return Loaded(
         runner=runner,
+        templates=templates,
         layout=layout,
         num_blocks=counts,
         context_window=config.context_window,

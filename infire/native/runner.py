@@ -7,7 +7,9 @@ from collections.abc import Sequence as Seq
 import numpy as np
 
 from infire.block_tags import BlockTags, with_stale
+from infire.grammar import Templates
 from infire.kernels.cpu.library import Library, Tables, address
+from infire.masks import Masks
 from infire.model.config import ModelConfig
 from infire.native.cache import Cache
 from infire.native.program import Program, StepArrays
@@ -32,9 +34,12 @@ class NativeRunner:
         num_slots: int,
         max_step_tokens: int,
         max_tokens: int,
+        templates: Templates | None = None,
     ) -> None:
+        """`templates`: of grammars, in the vocabulary of the model; None: there are none."""
         self._cache = cache
         self._library = library
+        self._masks = Masks(templates, num_slots, config.vocab_size)
         groups = cache.layout.groups
         self._blocks = [
             np.zeros((num_slots, -(-max_tokens // group.block_tokens)), np.int32)
@@ -75,7 +80,7 @@ class NativeRunner:
         for opened in plan.opens:  # which also ends what was there: `closes` says nothing new
             for lengths in self._lengths:
                 lengths[opened.slot] = 0
-            self._sampler.open(opened)
+            self._sampler.open(opened, self._masks.open(opened))
             self.tags.open(opened.slot)
         for row in plan.rows:
             if row.new_blocks:
@@ -93,9 +98,10 @@ class NativeRunner:
         if not sampling:
             self._library.run(self.program.forward)
             return [_SILENT] * len(rows)
+        self._masks.fill(sampling)
         self._step.record.num_sampled = self._sampler.prepare(sampling)
         self._library.run(self.program.sampling)
-        results = self._sampler.results()
+        results = self._masks.settle(sampling, self._sampler.results())
         if len(sampling) == len(rows):
             return results
         some = iter(results)

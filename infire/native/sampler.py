@@ -37,6 +37,7 @@ ROW = np.dtype(
         ("said", np.uintp),
         ("num_top", np.int64),
         ("limit", np.int64),
+        ("allowed", np.uintp),
     ]
 )
 MOST_CANDIDATES = 64  # as in candidates.h
@@ -91,8 +92,11 @@ class Sampler:
         )
         self._make_room(most_top=0)
 
-    def open(self, opened: SlotOpen) -> None:
-        """Give a slot to a new request. ValueError for a logit_bias outside the vocabulary."""
+    def open(self, opened: SlotOpen, mask: NDArray[np.int32] | None = None) -> None:
+        """Give a slot to a new request. ValueError for a logit_bias outside the vocabulary.
+
+        `mask`: a bit for each id, the lowest first, read in each step: which may be chosen.
+        """
         slot, sampling = opened.slot, opened.sampling
         ids = np.array([token_id for token_id, _ in sampling.logit_bias], np.int64)
         values = np.array([value for _, value in sampling.logit_bias], np.float32)
@@ -113,6 +117,8 @@ class Sampler:
         if _penalised(sampling):
             self._histories[slot] = history = _history(opened, self._vocab_size)
             record["seen"], record["said"] = (some.ctypes.data for some in history)
+        if mask is not None:  # whoever opens the slot keeps it
+            record["allowed"], record["limit"] = mask.ctypes.data, 0
         if record["num_top"] > self.args.most_top:
             self._make_room(most_top=int(record["num_top"]))
 

@@ -23,7 +23,8 @@ _FIELDS = [
     *["max_tokens", "max_completion_tokens", "stop", "logit_bias", "logprobs", "top_logprobs"],
     *["tools", "tool_choice", "functions", "response_format", "lora", "n", "options", "role"],
     *["content", "type", "text", "tool_calls", "function", "name", "arguments", "stream_options"],
-    *["include_usage", "speculative", "ignore_eos"],
+    *["include_usage", "speculative", "ignore_eos", "json_schema", "schema", "guided_json"],
+    *["guided_regex", "guided_choice", "guided_grammar"],
 ]
 _words = st.sampled_from(["user", "assistant", "text", "none", "auto", "", "0", "🙂"])
 _scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | _words

@@ -363,7 +363,7 @@ async def test_metrics_count_what_came_of_requests(edge: EdgeClient) -> None:
     await edge.chat("A", max_tokens=2)
     await edge.raw("A", -1)
     await edge.http.post(f"{edge.ai}/run/@cf/no/such", headers=edge.headers())
-    await edge.http.get(edge.url)
+    await edge.http.get(f"{edge.url}/nowhere")
 
     async def requests(**labels: str) -> float:
         return await edge.metric("edgefire_edge_requests_total", **labels)

@@ -175,6 +175,7 @@ struct SampleRow {
   int32_t* said;    // (V,): how often it is in the output
   int64_t num_top;  // likeliest ids that are told with each id; -1: not even its own logprob
   int64_t limit;    // candidates that the head collected; 0: it wrote the logits
+  const uint32_t* allowed;  // bit i of word n: the id 32 n + i may be chosen; null: any may
 };
 
 // One item a request. Drafts are verified in order, up to the first that is not what is drawn.

@@ -1,8 +1,8 @@
 // From logits, or from the best of them, to the next ids of each request of a step. What a row
 // gets depends on its own logits, request and position only; infire/sampler.py is the reference.
 //
-// In this order: logit_bias, repetition penalty, frequency and presence penalties; then the
-// likeliest id (temperature 0), or temperature, top_k, top_p, min_p and a draw. Log probabilities
+// In this order: logit_bias, repetition penalty, frequency and presence penalties, the mask of a
+// grammar; then the likeliest id (temperature 0), or temperature, top_k, top_p, min_p and a draw. Log probabilities
 // are the model's own, before any of it. With drafts, the ids of a row are those that it would
 // have got one step at a time.
 
@@ -30,6 +30,17 @@ void adjust(float* logits, const SampleRow& row, int64_t num) {
       logit -= taken;
       if (row.said[n]) logit -= presence;
     }
+  }
+}
+
+// No id of the lowest logit there is gets chosen, as long as there is another.
+void forbid(float* logits, const uint32_t* allowed, int64_t num) {
+  for (int64_t first = 0; first < num; first += 32) {
+    const uint32_t word = allowed[first / 32];
+    if (word == ~0u) continue;
+    const int64_t end = std::min<int64_t>(first + 32, num);
+    for (int64_t n = first; n < end; n++)
+      logits[n] = word >> (n - first) & 1 ? logits[n] : std::numeric_limits<float>::lowest();
   }
 }
 
@@ -101,7 +112,7 @@ int32_t from_logits(const SampleArgs& args, const SampleRow& row, int64_t positi
                     char* scratch) {
   const int64_t num = args.vocabulary;
   float* logits = args.logits + position * num;
-  const bool adjusted = row.num_biases > 0 || row.seen;
+  const bool adjusted = row.num_biases > 0 || row.seen || row.allowed;
   const float* raw = logits;
   const float top = settle(logits, num);
   float adjusted_top = top;
@@ -112,6 +123,7 @@ int32_t from_logits(const SampleArgs& args, const SampleRow& row, int64_t positi
       raw = copy;
     }
     adjust(logits, row, num);
+    if (row.allowed) forbid(logits, row.allowed, num);
     adjusted_top = settle(logits, num);
   }
   const int32_t id = choose(logits, num, adjusted_top, row, number);
