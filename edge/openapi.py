@@ -15,6 +15,7 @@ V1S = (f"{NATIVE}/v1", "/v1")
 _REFUSALS = (
     Code.BAD_INPUT,
     Code.UNAUTHENTICATED,
+    Code.NO_ROUTE,
     Code.TIMEOUT,
     Code.TOO_LARGE,
     Code.NO_CAPACITY,
