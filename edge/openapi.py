@@ -58,6 +58,7 @@ def document() -> dict[str, Any]:
     for v1 in V1S:
         paths[f"{v1}/chat/completions"] = {"post": _post("OpenAI chat.", chat, _OBJECT)}
         paths[f"{v1}/completions"] = {"post": _post("OpenAI completions.", completion, _OBJECT)}
+        paths |= _later_apis(v1)
         paths[f"{v1}/models"] = {"get": _get("Models, as OpenAI lists them.", _OBJECT)}
         paths[f"{v1}/models/{{model}}"] = {"get": _get("One model.", _OBJECT)}
     page = {"page": _NUMBER | {"maximum": 1_000_000}, "per_page": _NUMBER | {"maximum": 100}}
@@ -80,6 +81,25 @@ def document() -> dict[str, Any]:
         "paths": paths,
         "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
         "security": [{"key": []}],
+    }
+
+
+def _later_apis(v1: str) -> dict[str, Any]:
+    """OpenAI's Responses and Anthropic's Messages."""
+    turn, message = schemas.RESPONSES_INPUT, schemas.MESSAGES_INPUT
+    items = _get("Its input items.", _OBJECT, {"limit": _NUMBER, "order": schemas.TEXT})
+    return {
+        f"{v1}/responses": {"post": _post("OpenAI responses.", turn, _OBJECT)},
+        f"{v1}/responses/{{response_id}}": {
+            "get": _get("A stored response.", _OBJECT),
+            "delete": _get("Forget a stored response.", _OBJECT),
+        },
+        f"{v1}/responses/{{response_id}}/input_items": {"get": items},
+        f"{v1}/responses/input_tokens": {"post": _post("Tokens of an input.", turn, _OBJECT)},
+        f"{v1}/messages": {"post": _post("Anthropic messages.", message, _OBJECT)},
+        f"{v1}/messages/count_tokens": {
+            "post": _post("Tokens of a prompt.", schemas.COUNT_INPUT, _OBJECT)
+        },
     }
 
 
