@@ -14,6 +14,7 @@ Schema = dict[str, Any]
 
 TEXT: Schema = {"type": "string"}
 FLAG: Schema = {"type": "boolean"}
+ORDER: Schema = {"enum": ["asc", "desc"]}
 
 
 def nullable(schema: Schema) -> Schema:
