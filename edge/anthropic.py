@@ -6,7 +6,6 @@ model. Extended thinking is accepted, and is for the model to do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -16,14 +15,8 @@ from edge.anthropic_turns import system, turns
 from edge.ask import Ask
 from edge.checks import BadField, Fields, as_fields, read
 from edge.like_chat import chosen
-from edge.options import Range
 from routing.errors import Code, Failure
 
-_RANGES: Mapping[str, Range] = {
-    **options.OPENAI,
-    "temperature": Range(0, 1),
-    "top_k": Range(0, 2**31 - 1, "integer"),
-}
 _THEIRS = {
     "/function/parameters": "/input_schema",
     "/function/": "/",
@@ -85,7 +78,7 @@ def _ask(fields: Fields) -> Ask:
         messages=(*system(fields), *turns(fields)),
         stream=fields.flag("stream") or False,
         stops=options.stops(fields, "stop_sequences"),
-        sampling=options.sampling(fields, _RANGES),
+        sampling=options.sampling(fields, options.ANTHROPIC),
         **chosen(_like_chat(fields), _THEIRS),
     )
 

@@ -38,6 +38,8 @@ _SPELLERS: tuple[tuple[re.Pattern[str], Callable[[Failure], bytes]], ...] = (
     (re.compile(""), workers_ai.error),
 )
 _QUIET = {"/health", "/ready", "/metrics", "/v1/report"}  # asked each second, of no interest
+# Where workerd, OpenAI's clients and Anthropic's look for the request's id.
+_ID_HEADERS = (b"cf-ai-req-id", b"x-request-id", b"request-id")
 _RETRY_AFTER_S = 1.0  # where a failure names no time
 _MOST_SHOWN = 200  # characters of a path in a message
 
@@ -75,7 +77,7 @@ class Door:
 
     async def _guarded(self, record: Record, scope: Scope, receive: Receive, send: Send) -> None:
         begun = False
-        marks = [(name, record.request_id.encode()) for name in (b"cf-ai-req-id", b"x-request-id")]
+        marks = [(name, record.request_id.encode()) for name in _ID_HEADERS]
 
         async def send_marked(message: Message) -> None:
             nonlocal begun

@@ -26,9 +26,7 @@ def chosen(like_chat: Fields, theirs: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _renamed(bad: BadField, theirs: Mapping[str, str]) -> BadField:
-    pointer = bad.pointer
     for ours, name in theirs.items():
-        pointer = pointer.replace(ours, name)
-    bad.detail = bad.detail.replace(bad.pointer, pointer) if bad.pointer else bad.detail
-    bad.pointer = pointer
+        bad.pointer = bad.pointer.replace(ours, name)
+        bad.detail = bad.detail.replace(ours, name)
     return bad

@@ -42,6 +42,19 @@ _ERROR: Schema = {
     },
 }
 
+_ANTHROPIC_ERROR: Schema = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
+    },
+}
+
 
 def document() -> dict[str, Any]:
     chat, completion = schemas.CHAT_INPUT, schemas.COMPLETION_INPUT
@@ -59,6 +72,7 @@ def document() -> dict[str, Any]:
     for v1 in V1S:
         paths[f"{v1}/chat/completions"] = {"post": _post("OpenAI chat.", chat, _OBJECT)}
         paths[f"{v1}/completions"] = {"post": _post("OpenAI completions.", completion, _OBJECT)}
+        paths |= _later_apis(v1)
         paths[f"{v1}/models"] = {"get": _get("Models, as OpenAI lists them.", _OBJECT)}
         paths[f"{v1}/models/{{model}}"] = {"get": _get("One model.", _OBJECT)}
     page = {"page": _NUMBER | {"maximum": 1_000_000}, "per_page": _NUMBER | {"maximum": 100}}
@@ -84,6 +98,28 @@ def document() -> dict[str, Any]:
     }
 
 
+def _later_apis(v1: str) -> dict[str, Any]:
+    """OpenAI's Responses and Anthropic's Messages."""
+    turn, message = schemas.RESPONSES_INPUT, schemas.MESSAGES_INPUT
+    items = _get("Its input items.", _OBJECT, {"limit": _NUMBER, "order": schemas.ORDER})
+    stored = {
+        "get": _get("A stored response.", _OBJECT),
+        "delete": _get("Forget a stored response.", _OBJECT),
+    }
+    for operation in (items, *stored.values()):
+        operation["responses"] |= _refusals(Code.NO_ROUTE)
+    told = _refusals(error=_ANTHROPIC_ERROR)
+    counted = _post("Tokens of a prompt.", schemas.COUNT_INPUT, _OBJECT, told)
+    return {
+        f"{v1}/responses": {"post": _post("OpenAI responses.", turn, _OBJECT)},
+        f"{v1}/responses/{{response_id}}": stored,
+        f"{v1}/responses/{{response_id}}/input_items": {"get": items},
+        f"{v1}/responses/input_tokens": {"post": _post("Tokens of an input.", turn, _OBJECT)},
+        f"{v1}/messages": {"post": _post("Anthropic messages.", message, _OBJECT, told)},
+        f"{v1}/messages/count_tokens": {"post": counted},
+    }
+
+
 _LICENCE = {"name": "Apache-2.0"}
 _OBJECT: Schema = {"type": "object"}
 _NUMBER: Schema = {"type": "integer", "minimum": 1}
@@ -102,13 +138,18 @@ def _enveloped(result: Schema) -> Schema:
     }
 
 
-def _post(says: str, body: Schema, answer: Schema) -> dict[str, Any]:
+def _post(
+    says: str, body: Schema, answer: Schema, refusals: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     content = {"application/json": {"schema": answer}, "text/event-stream": {"schema": {}}}
     return {
         "summary": says,
         "parameters": [],
         "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
-        "responses": {"200": {"description": "The answer.", "content": content}, **_refusals()},
+        "responses": {
+            "200": {"description": "The answer.", "content": content},
+            **(refusals or _refusals()),
+        },
     }
 
 
@@ -125,9 +166,9 @@ def _get(says: str, answer: Schema, query: Mapping[str, Schema] | None = None) -
     }
 
 
-def _refusals() -> dict[str, Any]:
-    content = {"application/json": {"schema": _ERROR}}
-    by_status = {str(code.meaning.status): code for code in _REFUSALS}
+def _refusals(*more: Code, error: Schema = _ERROR) -> dict[str, Any]:
+    content = {"application/json": {"schema": error}}
+    by_status = {str(code.meaning.status): code for code in (*_REFUSALS, *more)}
     return {
         status: {"description": f"Code {code.meaning.public}.", "content": content}
         for status, code in by_status.items()

@@ -1,4 +1,4 @@
-"""What may ride along with a prompt on either API: sampling, stop strings, features. Pure.
+"""What may ride along with a prompt on any API: sampling, stop strings, features. Pure.
 
 Ranges are those of the published schemas (Workers AI's llama models; OpenAI's chat completions).
 `speculative` is this platform's own; `ignore_eos` is what vLLM and llama.cpp take, for measuring.
@@ -46,6 +46,12 @@ OPENAI: Mapping[str, Range] = {
     "seed": Range(-_MAX_INT64 - 1, _MAX_INT64, "integer"),
     "frequency_penalty": Range(-2, 2),
     "presence_penalty": Range(-2, 2),
+}
+
+ANTHROPIC: Mapping[str, Range] = {
+    **OPENAI,
+    "temperature": Range(0, 1),
+    "top_k": Range(0, _MAX_INT32, "integer"),
 }
 
 # Fields whose meaning this deployment cannot give: refused, for an answer that ignored them would

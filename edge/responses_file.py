@@ -5,17 +5,20 @@ Each call runs in a thread, in a transaction of its own. Knows no row's meaning.
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import threading
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from anyio import to_thread
 
+from routing.errors import Code, Failure
 from routing.rows import use_wal
+
+logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _BUSY_S = 5.0  # what one writer waits for another
@@ -44,10 +47,20 @@ class ResponsesFile:
         self._connection.executescript(_SCHEMA)
 
     async def read(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
-        return await to_thread.run_sync(partial(self._within, "BEGIN", work))
+        """What `work` makes of the rows. Failure(UNAVAILABLE) when the file cannot be used now."""
+        return await self._call("BEGIN", work)
 
     async def write(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
-        return await to_thread.run_sync(partial(self._within, "BEGIN IMMEDIATE", work))
+        """What `work` returns once all that it changed is kept. Failure(UNAVAILABLE) likewise."""
+        return await self._call("BEGIN IMMEDIATE", work)
+
+    async def _call(self, begin: str, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        try:
+            return await to_thread.run_sync(self._within, begin, work)
+        except sqlite3.Error as exc:
+            logger.error("responses cannot be reached", extra={"fields": {"reason": str(exc)}})
+            says = "what is stored cannot be reached right now, please try again"
+            raise Failure(Code.UNAVAILABLE, says) from exc
 
     def close(self) -> None:
         with self._lock:
@@ -60,6 +73,7 @@ class ResponsesFile:
                 made = work(self._connection)
                 self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
                 raise
             return made

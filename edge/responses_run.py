@@ -7,7 +7,6 @@ of the host. Knows no SQLite, and not how events are spelled.
 from __future__ import annotations
 
 import logging
-import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 
@@ -32,6 +31,7 @@ from edge.responses_store import ResponsesStore, Stored
 from edge.run import Run, Service, authorization
 from edge.spelled import Spelled
 from routing.errors import Code, Failure
+from routing.logs import log
 
 _PREFIX = {"message": "msg", "reasoning": "rs", "function_call": "fc"}  # of an item's id
 _MOST_LISTED = 100
@@ -83,9 +83,8 @@ class RunResponses(Run):
         )
         try:
             await self._store.put(caller.tenant.account, stored)
-        except (sqlite3.Error, Failure) as exc:
-            fields = {"request_id": caller.request_id, "reason": str(exc)}
-            logger.error("response was not stored", extra={"fields": fields})
+        except Failure as failure:
+            log(logger, "not stored", request_id=caller.request_id, why=failure.detail)
 
 
 async def recall(store: ResponsesStore, turn: Turn, account: str) -> Turn:

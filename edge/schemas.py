@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edge.options import MAX_BIASES, MAX_STOP_CHARS, MAX_STOPS, NATIVE, OPENAI, Range
+from edge.options import ANTHROPIC, MAX_BIASES, MAX_STOP_CHARS, MAX_STOPS, NATIVE, OPENAI, Range
 
 Schema = dict[str, Any]
 
 TEXT: Schema = {"type": "string"}
 FLAG: Schema = {"type": "boolean"}
+ORDER: Schema = {"enum": ["asc", "desc"]}
 
 
 def nullable(schema: Schema) -> Schema:
@@ -83,6 +84,7 @@ MESSAGE = {
     ]
 }
 MESSAGES = _list(MESSAGE, minItems=1)
+_CONTENT_PARTS = {"anyOf": [TEXT, _list(_obj({"type": TEXT, "text": TEXT}, "type"))]}
 
 # What rides along with a prompt on every route.
 _COMMON: Mapping[str, Schema] = {
@@ -169,6 +171,95 @@ COMPLETION_INPUT: Schema = _obj(
     },
     "model",
     "prompt",
+)
+_ITEM = {
+    "anyOf": [
+        _obj({"role": TEXT, "content": _CONTENT_PARTS}, "role", "content"),
+        _obj(
+            {"type": {"const": "function_call"}, "call_id": TEXT, "name": TEXT, "arguments": TEXT},
+            "type",
+            "call_id",
+            "name",
+            "arguments",
+        ),
+        _obj(
+            {"type": {"const": "function_call_output"}, "call_id": TEXT, "output": _CONTENT_PARTS},
+            "type",
+            "call_id",
+            "output",
+        ),
+        _obj({"type": {"const": "reasoning"}}, "type"),
+        _obj({"type": {"const": "item_reference"}, "id": TEXT}, "id"),
+    ]
+}
+RESPONSES_INPUT: Schema = _obj(
+    {
+        "model": TEXT,
+        "input": {"anyOf": [TEXT, _list(_ITEM)]},
+        "instructions": TEXT,
+        "previous_response_id": TEXT,
+        "store": FLAG,
+        "stream": FLAG,
+        "max_output_tokens": _ranges(OPENAI)["max_tokens"],
+        "temperature": _ranges(OPENAI)["temperature"],
+        "top_p": _ranges(OPENAI)["top_p"],
+        "top_logprobs": {"type": "integer", "minimum": 0, "maximum": 20},
+        "include": _list(TEXT),
+        "tools": _list(_obj({"type": {"const": "function"}, "name": TEXT}, "type", "name")),
+        "tool_choice": TOOL_CHOICE,
+        "parallel_tool_calls": FLAG,
+        "text": _obj(
+            {"format": _obj({"type": {"enum": ["text", "json_object", "json_schema"]}}, "type")}
+        ),
+        "reasoning": _obj({"effort": TEXT, "summary": TEXT}),
+        "metadata": {
+            "type": "object",
+            "maxProperties": 16,
+            "additionalProperties": TEXT | {"maxLength": 512},
+        },
+        "truncation": {"enum": ["auto", "disabled"]},
+        "user": TEXT,
+    },
+    "model",
+    "input",
+)
+_BLOCKS = {"anyOf": [TEXT, _list({"type": "object", "required": ["type"]}, minItems=1)]}
+_TURN = _obj(
+    {"role": {"enum": ["user", "assistant", "system"]}, "content": _BLOCKS}, "role", "content"
+)
+_COUNTED: Mapping[str, Schema] = {
+    "model": TEXT,
+    "messages": _list(_TURN, minItems=1),
+    "system": {"anyOf": [TEXT, _list(_PART, minItems=1)]},
+    "tools": _list(
+        _obj(
+            {"name": TEXT, "description": TEXT, "input_schema": {"type": "object"}},
+            "name",
+            "input_schema",
+        )
+    ),
+    "tool_choice": _obj(
+        {
+            "type": {"enum": ["auto", "any", "tool", "none"]},
+            "name": TEXT,
+            "disable_parallel_tool_use": FLAG,
+        },
+        "type",
+    ),
+}
+COUNT_INPUT: Schema = _obj(_COUNTED, "model", "messages")
+MESSAGES_INPUT: Schema = _obj(
+    {
+        **_COUNTED,
+        **_ranges(ANTHROPIC),
+        "stream": FLAG,
+        "stop_sequences": _list(_STOP, maxItems=MAX_STOPS),
+        "thinking": _obj({"type": TEXT}, "type"),
+        "metadata": {"type": "object"},
+    },
+    "model",
+    "max_tokens",
+    "messages",
 )
 _TEXTS = {"anyOf": [TEXT | {"minLength": 1}, _list(TEXT | {"minLength": 1}, minItems=1)]}
 _EMBED = _obj({"text": _TEXTS, "pooling": {"enum": ["mean", "cls"]}}, "text")

@@ -38,6 +38,7 @@ async def test_whole(claude: anthropic.AsyncAnthropic) -> None:
     assert [block.to_dict() for block in message.content] == [{"type": "text", "text": "ABCD"}]
     assert message.stop_reason == "max_tokens"
     assert message.usage.output_tokens == 4
+    assert message._request_id == message.id.removeprefix("msg_")
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
 import openai
@@ -191,6 +192,31 @@ async def test_two_edges_share_what_is_stored(
             )
         asked = last_prompt(regions[0])
         assert [asked.count(f"turn {turn}") for turn in range(6)] == [1] * 6
+
+
+async def test_a_store_that_is_away_costs_no_answer(
+    tmp_path: Path, regions: list[CountingRegion]
+) -> None:
+    """Only what goes back to it is refused, and may be tried again."""
+    ledger = tmp_path / "usage" / "ledger.sqlite"
+    async with (
+        edge_over(tmp_path, [regions[0].region], ledger=ledger) as edge,
+        openai.AsyncOpenAI(base_url=f"{edge.ai}/v1", api_key=edge.key, max_retries=0) as client,
+    ):
+        first = await client.responses.create(model=MODEL, input="hello", max_output_tokens=2)
+        path = ledger.with_name("responses.sqlite")
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("ALTER TABLE responses RENAME TO elsewhere")
+        second = await client.responses.create(model=MODEL, input="hello", max_output_tokens=2)
+        assert second.output_text == "AB"
+        with pytest.raises(openai.InternalServerError) as away:
+            await client.responses.retrieve(first.id)
+        assert away.value.status_code == 503
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("ALTER TABLE elsewhere RENAME TO responses")
+        assert (await client.responses.retrieve(first.id)).output_text == "AB"
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.retrieve(second.id)
 
 
 async def test_bad_input_and_unknown_models(ai: openai.AsyncOpenAI) -> None:

@@ -208,4 +208,8 @@ class TestDocument:
         document = msgspec.json.decode(answer.content)
         assert document["openapi"] == "3.1.0"
         assert "/v1/completions" in document["paths"]
+        assert set(document["paths"]["/v1/responses/{response_id}"]) == {"get", "delete"}
+        body = document["paths"]["/v1/messages"]["post"]["requestBody"]["content"]
+        schema = body["application/json"]["schema"]
+        assert schema["required"] == ["model", "max_tokens", "messages"]
         assert json.dumps(document)
