@@ -68,6 +68,12 @@ class Masks:
             self._fail(state, str(error))
         return mask
 
+    def close(self, slots: Seq[int]) -> None:
+        """Forget what is in these slots, if anything is."""
+        if self._states:
+            for slot in slots:
+                self._states.pop(slot, None)
+
     def fill(self, rows: Seq[Row]) -> None:
         """Write the masks of those of `rows` that have one: all of them are about to sample."""
         states = self._states

@@ -54,7 +54,8 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> list[RowResult]:
         """One forward pass; one result a row, in the plan's order."""
-        for opened in plan.opens:  # which also ends what was there: `closes` says nothing new
+        self._masks.close(plan.closes)
+        for opened in plan.opens:  # which also ends what was there
             self._tables.clear(opened.slot)
             self._sampler.open(opened, self._masks.open(opened))
             self.tags.open(opened.slot)

@@ -77,7 +77,8 @@ class NativeRunner:
 
     def run(self, plan: StepPlan) -> list[RowResult]:
         """One forward pass; one result a row, in the plan's order."""
-        for opened in plan.opens:  # which also ends what was there: `closes` says nothing new
+        self._masks.close(plan.closes)
+        for opened in plan.opens:  # which also ends what was there
             for lengths in self._lengths:
                 lengths[opened.slot] = 0
             self._sampler.open(opened, self._masks.open(opened))
