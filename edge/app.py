@@ -18,15 +18,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from edge import openai
 from edge.auth import Verifier
+from edge.batch_lines import Check
 from edge.clients import Clients
 from edge.complete import Walk
 from edge.door import JSON, Door, no_route, wrong_method
 from edge.ledger import open_ledger
 from edge.metrics import Metrics
 from edge.places import Places
+from edge.request_logs import RequestLogs
 from edge.run import Native, OpenAI, Run, Service
 from edge.settings import Settings
+from edge.store import Store
+from edge.stored import Stored
 from edge.texts import TextStore
 from edge.watch import Watch
 from routing.drain import Drain
@@ -44,6 +49,7 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
     watch = Watch(settings.regions, settings.secret, client)
     texts = TextStore(settings.cache_dir / "assets", watch.text_assets)
     ledger = open_ledger(settings.ledger, unix_time) if settings.ledger else None
+    logs = RequestLogs(unix_time) if settings.store else None
     metrics = Metrics(watch, ledger)
     drain.num_left = lambda: metrics.num_in_flight
     service = Service(
@@ -60,6 +66,8 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
         ),
         drain=drain,
     )
+    stored = _stored(service, logs)
+    run, chat = Run(service, Native()), Run(service, OpenAI())
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
@@ -67,24 +75,44 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
             tasks.start_soon(watch.run)
             tasks.start_soon(service.clients.run)
             tasks.start_soon(_keep_warm, watch, texts)
+            if stored is not None:
+                tasks.start_soon(stored.run, app)
             yield
             tasks.cancel_scope.cancel()
+        if stored is not None:
+            await stored.close()
         service.places.close()
         if ledger is not None:
             await to_thread.run_sync(ledger.close)
 
     app = Starlette(
         routes=[
-            Route(f"{AI}/run/{{model:path}}", Run(service, Native()), methods=["POST"]),
-            Route(f"{AI}/v1/chat/completions", Run(service, OpenAI()), methods=["POST"]),
+            Route(
+                f"{AI}/run/{{model:path}}",
+                stored.around(run, Native.route, Native().parse) if stored else run,
+                methods=["POST"],
+            ),
+            Route(
+                f"{AI}/v1/chat/completions",
+                stored.around(chat, OpenAI.route) if stored else chat,
+                methods=["POST"],
+            ),
+            *(stored.routes(AI) if stored else ()),
             *_operator_routes(service, watch, metrics),
         ],
-        middleware=[Middleware(Door, metrics=metrics, ledger=ledger, drain=drain)],
+        middleware=[Middleware(Door, metrics=metrics, ledger=ledger, drain=drain, logs=logs)],
         exception_handlers={404: no_route, 405: wrong_method},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False  # a wrong address is told, not guessed at
     return app
+
+
+def _stored(service: Service, logs: RequestLogs | None) -> Stored | None:
+    if service.settings.store is None or logs is None:
+        return None
+    checks: dict[str, Check] = {"/v1/chat/completions": openai.parse}
+    return Stored(Store(service.settings.store), service, logs, unix_time, checks)
 
 
 def unix_time() -> float:

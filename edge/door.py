@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from edge import openai, workers_ai
 from edge.ledger import Ledger
 from edge.metrics import Metrics, Record
+from edge.request_logs import RequestLogs
 from routing.drain import Drain
 from routing.errors import Code, Failure
 
@@ -38,11 +39,19 @@ _MOST_SHOWN = 200  # characters of a path in a message
 class Door:
     """ASGI middleware, outside of all routes."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, ledger: Ledger | None, drain: Drain) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        ledger: Ledger | None,
+        drain: Drain,
+        logs: RequestLogs | None = None,
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._ledger = ledger
         self._drain = drain
+        self._logs = logs
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,6 +73,8 @@ class Door:
             self._metrics.ended(record, now)
             if self._ledger is not None:
                 self._ledger.note(record, now)
+            if self._logs is not None:
+                self._logs.note(record, now)
 
     async def _guarded(self, record: Record, scope: Scope, receive: Receive, send: Send) -> None:
         begun = False
@@ -73,6 +84,7 @@ class Door:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
+                record.status = message["status"]
                 message["headers"] = [*message["headers"], *marks, *self._parting()]
             await send(message)
 
@@ -106,7 +118,7 @@ def refusal(path: str, failure: Failure, headers: Mapping[str, str] | None = Non
     error = openai.error if path.split("/")[5:7] == _OPENAI else workers_ai.error
     status = failure.code.meaning.status
     more = dict(headers or {})
-    if status in {429, 503}:
+    if status in {429, 503} or failure.retry_after_s:
         more["retry-after"] = str(ceil(failure.retry_after_s or _RETRY_AFTER_S))
     if failure.code is Code.UNAUTHENTICATED:
         more["www-authenticate"] = "Bearer"

@@ -41,6 +41,11 @@ class Record:
     first_at: float | None = None  # monotonic seconds: the first piece of the answer
     outcome: str = "ok"  # or a failure's label, or how the client left
     detail: str | None = None
+    status: int = 0  # HTTP, once it is out
+    cached: bool = False  # told again, and asked of no region
+    logged: bool = True  # False: its sender wants no request log of it
+    metadata: dict[str, str | float | bool] = field(default_factory=dict)  # its sender's own
+    bodies: tuple[bytes, bytearray] | None = None  # request and answer, where both are to be kept
 
 
 class Behind(Protocol):

@@ -24,6 +24,7 @@ from edge.auth import Verifier
 from edge.clients import Clients, read_body
 from edge.complete import Caller, Walk
 from edge.door import JSON, record_of
+from edge.inside import PRIORITY, asks_inside
 from edge.metrics import Record
 from edge.places import Places
 from edge.settings import Settings
@@ -111,7 +112,8 @@ class Run:
         record, settings = record_of(scope), self._service.settings
         record.route = self._api.route
         headers = Headers(scope=scope)
-        tenant = self._service.verifier.tenant(
+        inside = asks_inside(scope)
+        tenant = inside or self._service.verifier.tenant(
             headers.get("authorization"), scope["path_params"]["account_id"]
         )
         record.account, record.tenant = tenant.account, tenant
@@ -131,6 +133,7 @@ class Run:
             tenant=tenant,
             place=self._service.places.of(peer, headers),
             session=headers.get("x-session-affinity"),
+            priority=PRIORITY if inside else 0,
         )
         work = partial(self._answer, scope, body, caller, record)
         left = await self._service.clients.attend(scope, receive, send, work)

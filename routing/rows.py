@@ -45,7 +45,7 @@ def connected(path: Path, table: Table[Row]) -> Generator[sqlite3.Connection, No
     os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     with closing(sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)) as connection:
         _make(connection, path, table)
-        _use_wal(connection)
+        use_wal(connection)
         yield connection
 
 
@@ -72,7 +72,8 @@ def _make(connection: sqlite3.Connection, path: Path, table: Table[Row]) -> None
         raise WrongFile(f"{path}: {exc}") from exc
 
 
-def _use_wal(connection: sqlite3.Connection) -> None:
+def use_wal(connection: sqlite3.Connection) -> None:
+    """Have the file in WAL mode. sqlite3.OperationalError if others do not let it."""
     deadline = time.monotonic() + BUSY_S
     while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
         try:
