@@ -64,10 +64,12 @@ class Gateway:
         self._queue = queue
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record = record_of(scope)
+        record.logged = True
         if asks_inside(scope) is not None:
             await self._endpoint(scope, receive, send)
             return
-        wants, record = wanted(Headers(scope=scope)), record_of(scope)
+        wants = wanted(Headers(scope=scope))
         record.logged, record.metadata = wants.logged, dict(wants.metadata)
         queue = self._queue if self._queue is not None and is_queued(scope) else None
         if wants.nothing:
@@ -85,7 +87,7 @@ class Gateway:
         if wants.bodies:
             record.bodies = (body[:_MOST_BODY_BYTES], bytearray())
             send = _heard(send, record.bodies[1])
-        serve = queue or self._endpoint
+        serve = _with_body(queue or self._endpoint, body)
         if wants.cache_s is not None and queue is None:
             name = await _cache_name(scope["path"], wants.cache_key, body)
             if name is not None:
@@ -98,7 +100,7 @@ class Gateway:
             )
             serve = self._replies.once(serve, slot)
         # Of a copy of the scope the connection knows nothing: all of the answer passes `send`.
-        await serve(dict(scope), _again(body, receive), send)
+        await serve(dict(scope), receive, send)
 
 
 def wanted(headers: Headers) -> Wants:
@@ -185,16 +187,20 @@ def _named(path: str, key: str | None, body: bytes) -> str | None:
     return sha256(path.encode() + b"\0" + msgspec.json.encode(meant, order="sorted")).hexdigest()
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
-    """`receive` for one who reads the body anew."""
-    unread = [body]
+def _with_body(endpoint: ASGIApp, body: bytes) -> ASGIApp:
+    """The endpoint for a request whose body was read already."""
 
-    async def receive_again() -> Message:
-        if unread:
-            return {"type": "http.request", "body": unread.pop(), "more_body": False}
-        return await receive()
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        unread = [body]
 
-    return receive_again
+        async def receive_again() -> Message:
+            if unread:
+                return {"type": "http.request", "body": unread.pop(), "more_body": False}
+            return await receive()
+
+        await endpoint(scope, receive_again, send)
+
+    return serve
 
 
 def _heard(send: Send, into: bytearray) -> Send:

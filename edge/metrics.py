@@ -43,7 +43,7 @@ class Record:
     detail: str | None = None
     status: int = 0  # HTTP, once it is out
     cached: bool = False  # told again, and asked of no region
-    logged: bool = True  # False: its sender wants no request log of it
+    logged: bool = False  # whether it has a row in the request logs
     metadata: dict[str, str | float | bool] = field(default_factory=dict)  # its sender's own
     bodies: tuple[bytes, bytearray] | None = None  # request and answer, where both are to be kept
 

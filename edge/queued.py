@@ -60,6 +60,7 @@ class Queue:
         body = await ground.body(request)
         fields = await to_thread.run_sync(read, body)
         if fields.has("request_id"):
+            record_of(scope).logged = False  # they are many
             response = await self._stands(tenant, fields.text("request_id") or "")
         else:
             record_of(scope).model = model[:128]

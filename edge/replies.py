@@ -167,7 +167,7 @@ class _Lead:
         self._slot = slot
         self._holder = holder
         self._keep_s = keep_s
-        self._settled = False  # kept
+        self._settled = False  # kept, or left to others
 
     async def serve(self, endpoint: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         failure: Failure | None = None
@@ -205,6 +205,8 @@ class _Lead:
                 kept = Kept(status=status, headers=headers, model=record.model, body=bytes(body))
                 forget = self._ground.clock() + self._keep_s
                 self._settled = await self._write(partial(keep, kept=kept, forget=forget))
+            elif is_last:
+                self._settled = await self._write(release)
             await send(message)
 
         return hear

@@ -10,6 +10,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
 
 from edge import jobs
@@ -165,8 +166,6 @@ def test_the_account_of_which_least_is_done_goes_first(db: sqlite3.Connection) -
 
 
 def test_ends_are_told_to_a_webhook_once(db: sqlite3.Connection) -> None:
-    import msgspec
-
     add(db, msgspec.structs.replace(job("j", total=0), webhook="http://a/"))
     mine = jobs.claim(db, "h", 1.0, LEASE_S)
     assert mine is not None
