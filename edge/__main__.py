@@ -54,6 +54,9 @@ def serve(  # noqa: PLR0913  one parameter a flag
     catalogue: Annotated[
         Path | None, typer.Option(help="TOML: more models than are known.", dir_okay=False)
     ] = None,
+    store: Annotated[
+        Path, typer.Option(help="SQLite file: jobs, files, replies, logs.", dir_okay=False)
+    ] = HERE.state / "usage" / "store.sqlite",
     trusted_proxy: Annotated[
         list[str] | None,
         typer.Option(
@@ -84,6 +87,19 @@ def serve(  # noqa: PLR0913  one parameter a flag
         float | None,
         typer.Option(help="That requests have to end once it is told to stop.", min=0.0),
     ] = None,
+    batch_in_flight: Annotated[
+        int | None, typer.Option(help="Queued requests that are asked at once.", min=1)
+    ] = None,
+    result_days: Annotated[
+        float | None, typer.Option(help="That answers of jobs, and files, are kept.", min=0.01)
+    ] = None,
+    log_days: Annotated[
+        float | None, typer.Option(help="That request logs are kept.", min=0.01)
+    ] = None,
+    allow_private_webhooks: Annotated[
+        bool | None,
+        typer.Option(help="Call also webhooks that only this host or network can reach."),
+    ] = None,
 ) -> None:
     """Answer clients, from the nearest region that is well and has room."""
     from edge.app import create_app
@@ -99,6 +115,10 @@ def serve(  # noqa: PLR0913  one parameter a flag
         "cold_s": cold_s,
         "stalled_reader_s": stalled_reader_s,
         "grace_s": grace_s,
+        "batch_in_flight": batch_in_flight,
+        "result_days": result_days,
+        "log_days": log_days,
+        "allow_private_webhooks": allow_private_webhooks,
     }
     logs.start(name)
     try:
@@ -111,6 +131,7 @@ def serve(  # noqa: PLR0913  one parameter a flag
             cache_dir=cache_dir,
             ledger=ledger,
             catalogue=catalogue,
+            store=store,
         )
         drain = Drain(settings.grace_s)
         asgi = create_app(settings, drain)

@@ -17,9 +17,11 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
-from edge import responses_run
+from edge import completions, openai, responses_run
 from edge.auth import Verifier
+from edge.batch_lines import Check
 from edge.clients import Clients
 from edge.complete import Walk
 from edge.counts import count_routes
@@ -28,6 +30,7 @@ from edge.ledger import open_ledger
 from edge.metrics import Metrics
 from edge.pages import Pages
 from edge.places import Places
+from edge.request_logs import RequestLogs
 from edge.response import JSON
 from edge.responses_file import ResponsesFile
 from edge.responses_store import ResponsesStore
@@ -42,6 +45,8 @@ from edge.run import (
     text_completions,
 )
 from edge.settings import Settings
+from edge.store import Store
+from edge.stored import Stored
 from edge.texts import TextStore
 from edge.watch import Watch
 from routing.catalogue import load_catalogue
@@ -63,8 +68,9 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
     texts = TextStore(settings.cache_dir / "assets", watch.text_assets)
     ledger = open_ledger(settings.ledger, unix_time) if settings.ledger else None
     beside = settings.ledger and settings.ledger.with_name("responses.sqlite")
-    stored = ResponsesFile(beside)
-    responses = ResponsesStore(stored, unix_time)
+    responses_file = ResponsesFile(beside)
+    responses = ResponsesStore(responses_file, unix_time)
+    logs = RequestLogs(unix_time) if settings.store else None
     metrics = Metrics(watch, ledger)
     drain.num_left = lambda: metrics.num_in_flight
     service = Service(
@@ -81,6 +87,7 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
         ),
         drain=drain,
     )
+    stored = _stored(service, logs)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
@@ -88,17 +95,22 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
             tasks.start_soon(watch.run)
             tasks.start_soon(service.clients.run)
             tasks.start_soon(_keep_warm, watch, texts)
+            if stored is not None:
+                tasks.start_soon(stored.run, app)
             yield
             tasks.cancel_scope.cancel()
+        if stored is not None:
+            await stored.close()
         service.places.close()
-        stored.close()
+        responses_file.close()
         if ledger is not None:
             await to_thread.run_sync(ledger.close)
 
     app = Starlette(
         routes=[
-            *_run_routes(service),
+            *_run_routes(service, stored),
             *_response_routes(service, responses),
+            *(stored.routes(AI) if stored else ()),
             *_operator_routes(service, watch, metrics),
             *Pages(
                 watch=watch,
@@ -106,7 +118,7 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
                 catalogue=load_catalogue(settings.catalogue),
             ).routes(AI, V1S),
         ],
-        middleware=[Middleware(Door, metrics=metrics, ledger=ledger, drain=drain)],
+        middleware=[Middleware(Door, metrics=metrics, ledger=ledger, drain=drain, logs=logs)],
         exception_handlers={404: no_route, 405: wrong_method},
         lifespan=lifespan,
     )
@@ -114,21 +126,39 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
     return app
 
 
-def _run_routes(service: Service) -> list[Route]:
+def _run_routes(service: Service, stored: Stored | None) -> list[Route]:
     """Where models are run. What an OpenAI client sends needs no account in its address."""
     strict = service.settings.compat == "workers-ai"
     most = WORKERS_AI_MAX_TOKENS if strict else None
-    posts: dict[str, Api] = {f"{AI}/run/{{model:path}}": Native(most), f"{AI}/run": Enveloped(most)}
+    native = Native(most)
+    posts: dict[str, Api] = {f"{AI}/run/{{model:path}}": native, f"{AI}/run": Enveloped(most)}
     for v1 in V1S:
         posts[f"{v1}/chat/completions"] = chat_completions()
         posts[f"{v1}/completions"] = text_completions()
         posts[f"{v1}/messages"] = Anthropic()
-    return [Route(path, Run(service, api), methods=["POST"]) for path, api in posts.items()]
+
+    def endpoint(api: Api) -> ASGIApp:
+        run = Run(service, api)
+        if stored is None:
+            return run
+        return stored.around(run, api.route, api.parse if api is native else None)
+
+    return [Route(path, endpoint(api), methods=["POST"]) for path, api in posts.items()]
 
 
 def _response_routes(service: Service, store: ResponsesStore) -> list[Route]:
     made = (count_routes, responses_run.routes)
     return [route for routes in made for v1 in V1S for route in routes(v1, service, store)]
+
+
+def _stored(service: Service, logs: RequestLogs | None) -> Stored | None:
+    if service.settings.store is None or logs is None:
+        return None
+    checks: dict[str, Check] = {
+        "/v1/chat/completions": openai.parse,
+        "/v1/completions": completions.parse,
+    }
+    return Stored(Store(service.settings.store), service, logs, unix_time, checks)
 
 
 def unix_time() -> float:

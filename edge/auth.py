@@ -37,6 +37,11 @@ class Tenant:
     scopes: frozenset[str]
 
 
+def tenant_of(account: str, key_id: str) -> Tenant:
+    """The tenant again that a good key of this id was, once."""
+    return Tenant(account=account, key_id=key_id, salt=_salt(account), scopes=frozenset({RUN}))
+
+
 class _Claims(Struct, frozen=True):
     """What a key must say. Read strictly: a claim of another type is no claim."""
 

@@ -47,6 +47,10 @@ class Fields:
     def items(self) -> list[tuple[str, Any]]:
         return list(self._values.items())
 
+    @property
+    def names(self) -> list[str]:
+        return list(self._values)
+
     def text(self, name: str) -> str | None:
         return self._typed(name, str, "string")
 

@@ -41,6 +41,7 @@ class Caller:
     tenant: Tenant
     place: Place | None = None
     session: str | None = None  # its x-session-affinity
+    priority: int = 0  # of wire.Generate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,6 +256,7 @@ class Walk:
                 token_ids=ids,
                 sampling=sampling,
                 grammar=ask.grammar,
+                priority=caller.priority,
                 affinity=affinity or b"",
                 budget_s=self._budget_s,
             ),

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from edge import anthropic, openai, workers_ai
 from edge.ledger import Ledger
 from edge.metrics import Metrics, Record
+from edge.request_logs import RequestLogs
 from edge.response import JSON
 from routing.drain import Drain
 from routing.errors import Code, Failure
@@ -47,11 +48,19 @@ _MOST_SHOWN = 200  # characters of a path in a message
 class Door:
     """ASGI middleware, outside of all routes."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, ledger: Ledger | None, drain: Drain) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        ledger: Ledger | None,
+        drain: Drain,
+        logs: RequestLogs | None = None,
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._ledger = ledger
         self._drain = drain
+        self._logs = logs
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -74,6 +83,8 @@ class Door:
             if self._ledger is not None:
                 for each in (record, *record.further):
                     self._ledger.note(each, now)
+            if self._logs is not None:
+                self._logs.note(record, now)
 
     async def _guarded(self, record: Record, scope: Scope, receive: Receive, send: Send) -> None:
         begun = False
@@ -83,6 +94,7 @@ class Door:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
+                record.status = message["status"]
                 message["headers"] = [*message["headers"], *marks, *self._parting()]
             await send(message)
 
@@ -116,7 +128,7 @@ def refusal(path: str, failure: Failure, headers: Mapping[str, str] | None = Non
     error = next(error for paths, error in _SPELLERS if paths.match(path))
     status = failure.code.meaning.status
     more = dict(headers or {})
-    if status in {429, 503}:
+    if status in {429, 503} or failure.retry_after_s:
         more["retry-after"] = str(ceil(failure.retry_after_s or _RETRY_AFTER_S))
     if failure.code is Code.UNAUTHENTICATED:
         more["www-authenticate"] = "Bearer"

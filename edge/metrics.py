@@ -43,6 +43,11 @@ class Record:
     detail: str | None = None
     further: list[Record] = field(default_factory=list)  # choices after the first
     counts_prompt: bool = True  # False: a choice whose prompt another one counts
+    status: int = 0  # HTTP, once it is out
+    cached: bool = False  # told again, and asked of no region
+    logged: bool = False  # whether it has a row in the request logs
+    metadata: dict[str, str | float | bool] = field(default_factory=dict)  # its sender's own
+    bodies: tuple[bytes, bytearray] | None = None  # request and answer, where both are to be kept
 
     @property
     def num_prompt(self) -> int:

@@ -25,6 +25,7 @@ from edge.choices import Choice, Choices
 from edge.clients import Clients, read_body
 from edge.complete import Caller, Walk
 from edge.door import record_of
+from edge.inside import PRIORITY, asks_inside
 from edge.metrics import Record
 from edge.places import Places
 from edge.response import send_whole, start_events
@@ -164,7 +165,8 @@ class Run:
         record, settings = record_of(scope), self._service.settings
         record.route = self._api.route
         headers = Headers(scope=scope)
-        tenant = self._service.verifier.tenant(
+        inside = asks_inside(scope)
+        tenant = inside or self._service.verifier.tenant(
             authorization(headers), scope["path_params"].get("account_id")
         )
         record.account, record.tenant = tenant.account, tenant
@@ -184,6 +186,7 @@ class Run:
             tenant=tenant,
             place=self._service.places.of(peer, headers),
             session=headers.get("x-session-affinity"),
+            priority=PRIORITY if inside else 0,
         )
         work = partial(self._answer, scope, body, caller, record)
         left = await self._service.clients.attend(scope, receive, send, work)

@@ -26,6 +26,7 @@ class Settings:
     cache_dir: Path  # tokenizers; may be deleted
     ledger: Path | None = None  # of usage; None: it is not kept
     catalogue: Path | None = None  # rows of models beside those that come with this
+    store: Path | None = None  # of jobs, files, replies and logs; None: there are none
     name: str = "edge"
     trusted_proxies: tuple[str, ...] = LOOPBACK  # whose word on a client's place counts
     geo_db: Path | None = None  # an .mmdb file: address to place
@@ -36,6 +37,10 @@ class Settings:
     cold_s: float = 10.0  # that a request waits for a model that is being loaded
     grace_s: float = GRACE_S  # that requests have to end once it is told to stop
     stalled_reader_s: float = 60.0  # a client that takes nothing for so long is hung up on
+    batch_in_flight: int = 8  # queued requests that are asked at once
+    result_days: float = 7.0  # that answers of jobs, and files, are kept
+    log_days: float = 30.0  # that request logs are kept
+    allow_private_webhooks: bool = False  # also URLs that only this host or network can reach
 
 
 class EdgeTable(Struct, frozen=True, kw_only=True):
@@ -50,6 +55,10 @@ class EdgeTable(Struct, frozen=True, kw_only=True):
     cold_s: Annotated[float, Meta(ge=0)] | None = None
     stalled_reader_s: Annotated[float, Meta(gt=0)] | None = None
     grace_s: Annotated[float, Meta(gt=0)] | None = None
+    batch_in_flight: Annotated[int, Meta(ge=1)] | None = None
+    result_days: Annotated[float, Meta(gt=0)] | None = None
+    log_days: Annotated[float, Meta(gt=0)] | None = None
+    allow_private_webhooks: bool | None = None
 
 
 class RegionRow(Struct, frozen=True, kw_only=True):

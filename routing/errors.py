@@ -22,6 +22,9 @@ class Code(StrEnum):
     BAD_INPUT = "bad_input"
     UNKNOWN_MODEL = "unknown_model"
     NO_ROUTE = "no_route"
+    NOT_FOUND = "not_found"
+    CONFLICT = "conflict"
+    KEY_REUSED = "key_reused"
     WRONG_METHOD = "wrong_method"
     UNAUTHENTICATED = "unauthenticated"
     TOO_LARGE = "too_large"
@@ -50,6 +53,12 @@ _MEANINGS = {
     Code.BAD_INPUT: Meaning(status=400, public=5006),
     Code.UNKNOWN_MODEL: Meaning(status=400, public=5007),
     Code.NO_ROUTE: Meaning(status=404, public=7003),
+    # An id of nothing that this account has.
+    Code.NOT_FOUND: Meaning(status=404, public=7003),
+    # What was asked is being done already, or cannot be done to a thing in its state.
+    Code.CONFLICT: Meaning(status=409, public=7010),
+    # An idempotency key that came before, with another request.
+    Code.KEY_REUSED: Meaning(status=422, public=7011),
     Code.WRONG_METHOD: Meaning(status=405, public=7001),
     Code.UNAUTHENTICATED: Meaning(status=401, public=10000, openai_type="authentication_error"),
     Code.TOO_LARGE: Meaning(status=413, public=3006),

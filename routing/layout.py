@@ -33,7 +33,7 @@ class Ground:
     cache_dir: Path
     model_dir: Path
     device: Device
-    usage_dir: Path  # for the ledger and the journals
+    usage_dir: Path  # for the ledger, the journals and the store
     cores: int
     say: Callable[[str], None]  # takes a line of news
 
@@ -68,6 +68,7 @@ def lay_out(fleet: FleetFile, ground: Ground) -> list[Command]:
     words = ["edge", "serve", "--fleet", str(ground.edge_file)]
     words += ["--keys-dir", str(ground.keys_dir), "--cache-dir", str(ground.cache_dir)]
     words += ["--ledger", str(ground.usage_dir / "ledger.sqlite")]
+    words += ["--store", str(ground.usage_dir / "store.sqlite")]
     commands = [ground.command("edge-0", "", "edge", at, words)]
     fronts: dict[str, str] = {}
     for region in fleet.regions:

@@ -73,7 +73,10 @@ def _make(connection: sqlite3.Connection, path: Path, table: Table[Row]) -> None
 
 
 def use_wal(connection: sqlite3.Connection) -> None:
-    """Have the file of this connection written ahead, so that readers do not wait for writers."""
+    """Have the file of this connection written ahead, so that readers do not wait for writers.
+
+    Raises sqlite3.OperationalError if others do not let it.
+    """
     deadline = time.monotonic() + BUSY_S
     while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
         try:

@@ -22,6 +22,7 @@ def test_every_setting_of_the_file_is_there_with_its_default() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", table, re.M))
     assert set(rows) == set(EdgeTable.__struct_fields__)
     settings = Settings(regions=(), secret="", keys_dir=EDGE, cache_dir=EDGE)
+    assert rows.pop("allow_private_webhooks") == "false"
     for name in set(rows) - {"trusted_proxies", "geo_db"}:
         default = getattr(settings, name)
         assert type(default)(rows[name]) == default

@@ -266,7 +266,8 @@ def front_words(
 def edge_words(made: World, fleet: Path) -> list[str]:
     words = ["edge", "serve", "--fleet", str(fleet), "--secret-file", str(made.home / "secret")]
     words += ["--keys-dir", str(made.home / "keys"), "--cache-dir", str(made.home / "cache")]
-    return [*words, "--ledger", str(made.usage / "ledger.sqlite")]
+    words += ["--ledger", str(made.usage / "ledger.sqlite")]
+    return [*words, "--store", str(made.usage / "store.sqlite")]
 
 
 def _start_edge(made: World, shape: Shape) -> None:

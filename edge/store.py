@@ -1,0 +1,181 @@
+"""One file of what must outlive a process: jobs, files, replies, logs. Used by all edges of a host.
+
+SQLite in WAL mode, by the standard library's own module: forty statements of SQL that PostgreSQL
+takes too need no layer that writes them. Every call runs in a thread, in a transaction of its own,
+and is over in seconds, whatever the file or another process does. Knows no table's meaning.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+from anyio import CapacityLimiter, to_thread
+
+from edge.store_schema import STATEMENTS, TABLES, VERSION
+from routing.errors import Code, Failure
+from routing.rows import CANNOT, WrongFile, use_wal
+
+logger = logging.getLogger(__name__)
+
+Db = sqlite3.Connection
+T = TypeVar("T")
+
+THREADS = 4
+BUSY_S = 2.0  # what one writer waits for another
+CALL_S = 5.0  # of one call, with its wait for a thread
+AWAY_S = 1.0  # for so long nobody tries a store that has just failed
+_LOOK_STEPS = 20_000  # of SQLite's machine, between looks at the clock: about a millisecond
+
+
+class StoreAway(Failure):
+    """The store cannot be used now. Only what needs it fails."""
+
+    def __init__(self) -> None:
+        says = "what is stored cannot be reached right now, please try again"
+        super().__init__(Code.UNAVAILABLE, says, retry_after_s=AWAY_S)
+
+
+class Store:
+    """The file at `path`, made if need be. What is wrong with it is told now: CANNOT.
+
+    That another process keeps it locked is not: that passes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._limiter: CapacityLimiter | None = None
+        self._idle: list[tuple[Db, int]] = []  # with the inode of its file
+        self._away_until = float("-inf")
+        try:
+            self._idle.append(self._open())
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise WrongFile(f"{path}: {exc}") from exc
+
+    async def read(self, work: Callable[[Db], T]) -> T:
+        """What `work` makes of the store as it is at one moment. Raises StoreAway."""
+        return await self._call(partial(self._within, "BEGIN", work))
+
+    async def write(self, work: Callable[[Db], T]) -> T:
+        """What `work` returns once all that it changed is kept. Raises StoreAway.
+
+        A call that was cancelled or found the store away may have happened all the same.
+        """
+        return await self._call(partial(self._within, "BEGIN IMMEDIATE", work))
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop()[0].close()
+
+    async def _call(self, work: Callable[[float], T]) -> T:
+        if time.monotonic() < self._away_until:
+            raise StoreAway
+        if self._limiter is None:  # it belongs to the loop that runs now
+            self._limiter = CapacityLimiter(THREADS)
+        deadline = time.monotonic() + CALL_S
+        try:
+            with anyio.fail_after(CALL_S):
+                return await to_thread.run_sync(
+                    work, deadline, limiter=self._limiter, abandon_on_cancel=True
+                )
+        except (*CANNOT, TimeoutError) as exc:
+            self._away_until = time.monotonic() + AWAY_S
+            logger.error(
+                "the store cannot be used",
+                extra={"fields": {"file": str(self._path), "reason": str(exc) or "out of time"}},
+            )
+            raise StoreAway from exc
+
+    def _within(self, begin: str, work: Callable[[Db], T], deadline: float) -> T:
+        """Run in a thread. `deadline` ends also a statement that would take too long."""
+        with self._borrowed() as db:
+            db.set_progress_handler(lambda: time.monotonic() > deadline, _LOOK_STEPS)
+            db.execute(begin)
+            try:
+                made = work(db)
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+            finally:
+                db.set_progress_handler(None, 0)
+            return made
+
+    @contextmanager
+    def _borrowed(self) -> Generator[Db, None, None]:
+        taken = self._take()
+        try:
+            yield taken[0]
+        except Failure:  # what the caller is told: nothing is wrong with the connection
+            self._idle.append(taken)
+            raise
+        except BaseException:
+            taken[0].close()
+            raise
+        self._idle.append(taken)
+
+    def _take(self) -> tuple[Db, int]:
+        while self._idle:
+            taken = self._idle.pop()
+            if taken[1] == _inode(self._path):
+                return taken
+            taken[0].close()  # of a file that is no longer there
+        return self._open()
+
+    def _open(self) -> tuple[Db, int]:
+        path = self._path
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        inode = _inode(path)
+        db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        try:
+            _make(db, path)
+        except BaseException:
+            db.close()
+            raise
+        return db, inode
+
+
+def _make(db: Db, path: Path) -> None:
+    """Have the tables there, and WAL; WrongFile for a file that holds something else."""
+    try:
+        if _version(db, path) != VERSION:
+            db.execute("BEGIN IMMEDIATE")
+            if _version(db, path) != VERSION:  # nobody else was faster
+                for statement in (*STATEMENTS, f"PRAGMA user_version = {VERSION}"):
+                    db.execute(statement)
+            db.execute("COMMIT")
+        use_wal(db)
+    except sqlite3.DatabaseError as exc:
+        if isinstance(exc, sqlite3.OperationalError):  # locked, full, unreadable: may pass
+            raise
+        raise WrongFile(f"{path}: {exc}") from exc
+
+
+def _version(db: Db, path: Path) -> int:
+    """0 for a file with nothing in it."""
+    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    query = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+    tables = {row[0] for row in db.execute(query)}
+    if (version, tables) not in ((0, set()), (VERSION, set(TABLES))):
+        listed = ", ".join(sorted(tables)) or "none"
+        says = f"{path}: is no store of version {VERSION}, but version {version}, tables {listed}"
+        raise WrongFile(says)
+    return version
+
+
+def _inode(path: Path) -> int:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return -1
