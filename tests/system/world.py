@@ -79,6 +79,7 @@ class Shape:
     worker_flags: tuple[str, ...] = ()
     front_flags: tuple[str, ...] = ()
     edge_flags: tuple[str, ...] = ()
+    folder: Path | None = None  # of a real model for real engines; else they count
 
 
 @dataclass
@@ -187,7 +188,7 @@ async def world(home: Path, shape: Shape | None = None) -> AsyncIterator[World]:
     secret = home / "secret"
     secret.touch(mode=0o600)
     secret.write_text("a-secret-of-this-test")
-    folder = make_counting_folder(home / "model")
+    folder = shape.folder or make_counting_folder(home / "model")
     limits = httpx2.Limits(max_connections=2000, max_keepalive_connections=100)
     async with httpx2.AsyncClient(timeout=60, limits=limits) as client:
         made = World(home, secret.read_text(), client)
@@ -236,6 +237,8 @@ def worker_words(made: World, shape: Shape, region: str, role: str, folder: Path
     role = role.partition("-")[0]  # of the name: several of a role are numbered
     words = ["origin_gpu", "worker", "--region", region, "--role", role, "--model", MODEL]
     words += ["--model-dir", str(folder), "--secret-file", str(made.home / "secret")]
+    if shape.folder is not None:
+        return [*words, "--dtype", "float32", "--threads", "1", *shape.worker_flags]
     return [*words, "--engine-command", engine, *shape.worker_flags]
 
 
