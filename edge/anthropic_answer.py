@@ -12,7 +12,7 @@ import msgspec
 
 from edge import sse
 from edge.anthropic import error_object
-from edge.ask import Ask, Broke, End, Piece, Text, ToolStart, Usage
+from edge.ask import Ask, Broke, End, Piece, Text, ToolEnd, ToolStart, Usage
 from edge.parts import Part, Parts, is_empty
 from edge.spelled import Spelled
 from routing.errors import Failure
@@ -57,6 +57,8 @@ class Answer(Spelled):
                 return self._beginning() + self._close() + self._ending(piece)
             case Broke(code=code, detail=detail):
                 return self._beginning() + _event(error_object(Failure(code, detail)))
+            case ToolEnd():
+                return self._close()
         if is_empty(piece):
             return b""
         before = self._beginning()
@@ -89,7 +91,7 @@ class Answer(Spelled):
         return _event(start)
 
     def _delta(self, part: Part | None, piece: Piece) -> bytes:
-        if part is None or isinstance(piece, ToolStart | End | Broke):
+        if part is None or isinstance(piece, ToolStart | ToolEnd | End | Broke):
             return b""
         if isinstance(piece, Text):
             return self.text_frame(piece.text)
@@ -98,7 +100,7 @@ class Answer(Spelled):
         return _event({"type": "content_block_delta", "index": part.index, "delta": delta})
 
     def _close(self) -> bytes:
-        part, self._parts.open, self._around = self._parts.open, None, None
+        part, self._around = self._parts.close(), None
         if part is None:
             return b""
         return _event({"type": "content_block_stop", "index": part.index})

@@ -90,31 +90,41 @@ class Text:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reasoning:
-    """More of what the model thinks before it answers."""
+    """More of what the model thinks before it answers; stop strings do not act on it."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolStart:
-    """The model calls a function. What follows, up to the next start, are its arguments."""
+    """A call begins: of an offered tool, always. The one before it is over."""
 
-    index: int
-    id: str
+    index: int  # of calls in this answer, from 0
+    id: str  # the same however often the request is made again, after whatever was lost
     name: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolArguments:
-    """More of a call's arguments, which are JSON."""
+    """More of the JSON of a call's arguments, of the call that began last."""
 
     index: int
     text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolEnd:
+    """The call is whole: its arguments, put together, are one JSON object.
+
+    A call that is cut off at `max_tokens`, or whose JSON broke after it had begun, has none.
+    """
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class End:
-    """The answer is complete."""
+    """The answer is complete. `tool_calls`: it has calls, and was not cut off."""
 
     reason: Literal["stop", "length", "tool_calls"]
     usage: Usage
@@ -129,4 +139,7 @@ class Broke:
     detail: str
 
 
-Piece = Text | Reasoning | ToolStart | ToolArguments | End | Broke
+# An answer is pieces of these, in the order in which the model said them, then End or Broke. How
+# an answer is cut into pieces means nothing. Calls come one after the other, never interleaved.
+Said = Text | Reasoning | ToolStart | ToolArguments | ToolEnd
+Piece = Said | End | Broke

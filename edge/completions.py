@@ -21,6 +21,7 @@ from edge.ask import (
     Text,
     TokenLogprob,
     ToolArguments,
+    ToolEnd,
     ToolStart,
     Usage,
     with_choices,
@@ -153,7 +154,7 @@ class Answer(Spelled):
                 return self.finish(piece) + self.close(used)
             case Broke(code=code, detail=detail):
                 return sse.event(openai.error_object(Failure(code, detail)))
-            case Reasoning() | ToolStart() | ToolArguments():
+            case Reasoning() | ToolStart() | ToolArguments() | ToolEnd():
                 return b""
 
     def finish(self, end: End) -> bytes:

@@ -20,6 +20,7 @@ from edge.ask import (
     Text,
     TokenLogprob,
     ToolArguments,
+    ToolEnd,
     ToolStart,
     Usage,
     with_choices,
@@ -98,7 +99,7 @@ class Answer(Spelled):
                 return self.finish(piece) + self.close(used)
             case Broke(code=code, detail=detail):
                 return sse.event(error_object(Failure(code, detail)))
-            case Reasoning() | ToolStart() | ToolArguments():
+            case Reasoning() | ToolStart() | ToolArguments() | ToolEnd():
                 return b""
 
     def finish(self, end: End) -> bytes:

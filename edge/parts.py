@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from edge.ask import Piece, Reasoning, Text, TokenLogprob, ToolArguments, ToolStart
+from edge.ask import Piece, Reasoning, Text, TokenLogprob, ToolArguments, ToolEnd, ToolStart
 
 Kind = Literal["text", "reasoning", "call"]
 
@@ -27,6 +27,7 @@ class Part:
     index: int  # among the parts of its answer
     call_id: str = ""  # of a call, as is its name
     name: str = ""
+    is_whole: bool = False  # of a call: its arguments are
     said: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
 
@@ -66,10 +67,19 @@ class Parts:
             part.said.append(piece.text)
         return part
 
+    def close(self, *, whole: bool = False) -> Part | None:
+        """The open part is over; of a call, whether it is `whole`."""
+        part, self.open = self.open, None
+        if part is not None:
+            part.is_whole = whole
+        return part
+
     def gather(self, pieces: Iterable[Piece]) -> None:
         """Take all of these, which tell parts; texts of nothing begin none."""
         for piece in pieces:
-            if not is_empty(piece):
+            if isinstance(piece, ToolEnd):
+                self.close(whole=True)
+            elif not is_empty(piece):
                 if not self.goes_on(piece):
                     self.begin(piece)
                 self.add(piece)

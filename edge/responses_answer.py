@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from edge import envelope, sse
-from edge.ask import Broke, End, Piece, Text, ToolStart, Usage
+from edge.ask import Broke, End, Piece, Text, ToolEnd, ToolStart, Usage
 from edge.openai import logprob_entry
 from edge.parts import Part, Parts, is_empty
 from edge.responses import Turn
@@ -70,9 +70,12 @@ class Answer(Spelled):
         `.failed` behind an `error`, which OpenAI's clients raise."""
         match piece:
             case End():
-                return self._beginning() + self._close(piece) + self._ending(piece)
+                cut = piece.reason == "length"
+                return self._beginning() + self._close(cut=cut) + self._ending(piece)
             case Broke(code=code, detail=detail):
                 return self._beginning() + self._failing(Failure(code, detail))
+            case ToolEnd():
+                return self._close(whole=True)
         if is_empty(piece):
             return b""
         before = self._beginning()
@@ -122,24 +125,24 @@ class Answer(Spelled):
         more = {"logprobs": _logprobs(piece)} if isinstance(piece, Text) else {}
         return self._event(f"{_DELTAS[part.kind]}.delta", **self._at(part), **more, delta=text)
 
-    def _close(self, end: End | None = None) -> bytes:
+    def _close(self, *, cut: bool = False, whole: bool = False) -> bytes:
         """The open part is over: its whole text, its content, its item."""
-        part, self._parts.open, self._around = self._parts.open, None, None
+        part, self._around = self._parts.close(whole=whole), None
         if part is None:
             return b""
         at, text = self._at(part), part.text
-        item = self._item(part, "incomplete" if end and end.reason == "length" else "completed")
+        item = self._item(part, _status(part, cut=cut))
         self.response["output"][part.index] = item
         if part.kind == "call":
             named = {"name": part.name, "arguments": text}
-            whole = self._event(f"{_DELTAS['call']}.done", **at, **named)
+            said = self._event(f"{_DELTAS['call']}.done", **at, **named)
         else:
             content = item["content"][0]
             more = {"logprobs": content.get("logprobs", [])} if part.kind == "text" else {}
-            whole = self._event(f"{_DELTAS[part.kind]}.done", **at, text=text, **more)
-            whole += self._event("response.content_part.done", **at, part=content)
+            said = self._event(f"{_DELTAS[part.kind]}.done", **at, text=text, **more)
+            said += self._event("response.content_part.done", **at, part=content)
         over = self._event("response.output_item.done", output_index=part.index, item=item)
-        return whole + over
+        return said + over
 
     def _ending(self, end: End) -> bytes:
         response = self._complete(end)
@@ -161,7 +164,7 @@ class Answer(Spelled):
             "status": "incomplete" if cut else "completed",
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
             "output": [
-                self._item(part, "incomplete" if cut and part.index == last else "completed")
+                self._item(part, _status(part, cut=cut and part.index == last))
                 for part in self._parts.all
             ],
             "usage": _usage(end.usage),
@@ -195,6 +198,12 @@ class Answer(Spelled):
         data = {"type": name, **members, "sequence_number": self._num_events}
         self._num_events += 1
         return sse.event(data, name)
+
+
+def _status(part: Part, *, cut: bool) -> Status:
+    """`cut`: whether the answer was cut short in this part. A call says itself if it is whole."""
+    is_whole = part.is_whole if part.kind == "call" else not cut
+    return "completed" if is_whole else "incomplete"
 
 
 def _logprobs(text: Text) -> list[dict[str, Any]]:

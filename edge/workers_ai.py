@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import msgspec
 
 from edge import formats, options, sse
-from edge.ask import Ask, Broke, End, Piece, Reasoning, Text, ToolArguments, ToolStart
+from edge.ask import Ask, Broke, End, Piece, Reasoning, Text, ToolArguments, ToolEnd, ToolStart
 from edge.checks import BadField, Fields, read, required
 from edge.envelope import envelope, error_envelope, usage
 from edge.messages import messages
@@ -97,7 +97,7 @@ class Answer(Spelled):
                 return sse.event(last) + sse.DONE
             case Broke(code=code, detail=detail):
                 return sse.event(error_envelope(Failure(code, detail)), "error")
-            case Reasoning() | ToolStart() | ToolArguments():
+            case Reasoning() | ToolStart() | ToolArguments() | ToolEnd():
                 return b""
 
     def whole(self, pieces: Iterable[Piece], end: End) -> bytes:

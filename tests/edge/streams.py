@@ -8,15 +8,17 @@ from itertools import pairwise
 from random import Random
 from typing import Any
 
-from edge.ask import Piece, Reasoning, Text, ToolArguments, ToolStart
+from edge.ask import Piece, Reasoning, Text, ToolArguments, ToolEnd, ToolStart
 
 _WHOLE: tuple[Piece, ...] = (
     Reasoning(text="Let me see… ☃"),
     Text(text='Hello, "wörld"\n🙂 done'),
     ToolStart(index=0, id="call_a", name="f"),
     ToolArguments(index=0, text='{"x": [1, 2, "\\u00e9"]}'),
+    ToolEnd(index=0),
     ToolStart(index=1, id="call_b", name="g"),
     ToolArguments(index=1, text="{}"),
+    ToolEnd(index=1),
 )
 
 

@@ -13,8 +13,20 @@ from pydantic import TypeAdapter
 
 from edge.anthropic import error, parse, parse_count
 from edge.anthropic_answer import Answer
-from edge.ask import Ask, Broke, End, Piece, Reasoning, Text, ToolArguments, ToolStart, Usage
+from edge.ask import (
+    Ask,
+    Broke,
+    End,
+    Piece,
+    Reasoning,
+    Text,
+    ToolArguments,
+    ToolEnd,
+    ToolStart,
+    Usage,
+)
 from routing.errors import Code, Failure
+from routing.wire import Grammar
 from tests.edge.bodies import HELLO, anything, nearly_a_request, outcome, refused
 from tests.edge.streams import cuts, events
 
@@ -80,6 +92,10 @@ class TestAsks:
             ({"stop_sequences": 7}, "/stop_sequences"),
             ({"thinking": {"type": "much"}}, "/thinking/type"),
             ({"tools": [{"type": "web_search_20250305", "name": "w"}]}, "/tools/0/type"),
+            (
+                {"output_config": {"format": {"type": "json_schema", "schema": 7}}},
+                "/output_config/format/schema",
+            ),
             ({"output_config": {"format": {"type": "text"}}}, "/output_config/format/type"),
             ({"tools": [{"name": "f"}]}, "/tools/0/input_schema"),
             ({"tools": [TOOL], "tool_choice": {"type": "some"}}, "/tool_choice/type"),
@@ -107,6 +123,11 @@ class TestAsks:
             *(9, 1.0),
             *(7, 0.5),
         )
+
+    def test_the_format_is_what_the_answer_must_match(self) -> None:
+        form = {"type": "json_schema", "schema": {"type": "object"}}
+        grammar = ask(output_config={"effort": "low", "format": form}).grammar
+        assert grammar == Grammar("json_schema", '{"type":"object"}')
 
     def test_a_conversation_becomes_the_turns_of_a_template(self) -> None:
         call = {"type": "tool_use", "id": "t1", "name": "f", "input": {"x": 1}}
@@ -198,6 +219,7 @@ class TestStreams:
                 ToolStart(index=0, id="c1", name="f"),
                 ToolArguments(index=0, text='{"x":'),
                 ToolArguments(index=0, text="1}"),
+                ToolEnd(index=0),
                 ToolStart(index=1, id="c2", name="g"),
                 End(reason="tool_calls", usage=USED),
             )

@@ -19,12 +19,14 @@ from edge.ask import (
     Text,
     TokenLogprob,
     ToolArguments,
+    ToolEnd,
     ToolStart,
     Usage,
 )
 from edge.responses import Turn, parse, recalled
 from edge.responses_answer import Answer
 from routing.errors import Code, Failure
+from routing.wire import Grammar
 from tests.edge.bodies import anything, nearly_a_request, outcome, refused
 from tests.edge.streams import cuts, events
 
@@ -104,6 +106,7 @@ class TestAsks:
             ({"text": {"format": {}}}, "/text/format/type"),
             ({"tools": [{"type": "web_search"}]}, "/tools/0/type"),
             ({"text": {"format": {"type": "yaml"}}}, "/text/format/type"),
+            ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "/text/format/schema"),
             ({"tool_choice": {"type": "mcp"}}, "/tool_choice/type"),
             ({"tool_choice": {"type": "function"}}, "/tool_choice/name"),
             ({"lora": "x"}, "/lora"),
@@ -156,6 +159,24 @@ class TestAsks:
         self, fields: dict[str, Any], logprobs: int | None
     ) -> None:
         assert ask(**fields).sampling.logprobs == logprobs
+
+    @pytest.mark.parametrize(
+        ("form", "grammar"),
+        [
+            ({"type": "text"}, None),
+            ({"type": "json_object"}, Grammar("json_object", "")),
+            (
+                {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True},
+                Grammar("json_schema", '{"type":"object"}'),
+            ),
+        ],
+    )
+    def test_the_format_is_what_the_answer_must_match(
+        self, form: dict[str, Any], grammar: Grammar | None
+    ) -> None:
+        asked = ask(text={"format": form})
+        assert asked.grammar == grammar
+        assert asked.repeated["text"] == {"format": form}
 
     def test_items_become_the_turns_of_a_template(self) -> None:
         given = [
@@ -275,6 +296,7 @@ class TestStreams:
             ToolStart(index=0, id="c1", name="f"),
             ToolArguments(index=0, text='{"x":'),
             ToolArguments(index=0, text="1}"),
+            ToolEnd(index=0),
             ToolStart(index=1, id="c2", name="g"),
             End(reason="tool_calls", usage=USED),
         )
@@ -317,7 +339,7 @@ class TestStreams:
             {
                 "id": "fc_r1_3",
                 "type": "function_call",
-                "status": "completed",
+                "status": "incomplete",
                 "call_id": "c2",
                 "name": "g",
                 "arguments": "",
