@@ -10,9 +10,11 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from errno import EACCES
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -53,6 +55,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._limiter: CapacityLimiter | None = None
+        self._making = threading.Lock()
         self._idle: list[tuple[Db, int]] = []  # with the inode of its file
         self._away_until = float("-inf")
         try:
@@ -134,8 +137,14 @@ class Store:
 
     def _open(self) -> tuple[Db, int]:
         path = self._path
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        with self._making:
+            if not path.exists():
+                # Only then: with any file descriptor of it that is closed, this process loses all
+                # of its locks on a file (sqlite.org/howtocorrupt.html, 2.2).
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            if not os.access(path, os.R_OK | os.W_OK):
+                raise PermissionError(EACCES, os.strerror(EACCES), str(path))
         inode = _inode(path)
         db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         try:

@@ -168,8 +168,30 @@ def test_a_file_that_is_none_is_refused_by_name(tmp_path: Path, spoil) -> None: 
 
 
 def test_a_folder_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=str(tmp_path)):
+    with pytest.raises(WrongFile, match=str(tmp_path)):
         Store(tmp_path)
+
+
+async def test_opening_takes_nobodys_locks(tmp_path: Path) -> None:
+    """A process has one set of locks on a file: with a descriptor that is closed, all go."""
+    path = tmp_path / "store.sqlite"
+    store = Store(path)
+
+    def hold(db: Db) -> subprocess.Popen[str]:
+        put(db)
+        Store(path).close()  # another connection of this process, as another thread makes it
+        other = process(path, "hammer", "1", "w")  # waits, or would write between
+        time.sleep(1.0)
+        assert other.poll() is None
+        return other
+
+    await store.write(lambda db: put(db, "counter"))
+    await store.write(lambda db: db.execute("UPDATE secrets SET secret = '0'"))
+    other = await store.write(hold)
+    await anyio.to_thread.run_sync(lambda: other.communicate(timeout=20))
+    assert other.returncode == 0
+    assert await store.read(count) == 3
+    store.close()
 
 
 AS_NOBODY = """
