@@ -19,15 +19,21 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from edge import responses_run
+from edge.allowance import Allowance
 from edge.auth import Verifier
 from edge.clients import Clients
 from edge.complete import Walk
+from edge.compress import Gzip
+from edge.cors import Cors
 from edge.counts import count_routes
 from edge.door import Door, no_route, wrong_method
 from edge.ledger import open_ledger
+from edge.limits import PRESETS
+from edge.meter import Meter
 from edge.metrics import Metrics
 from edge.pages import Pages
 from edge.places import Places
+from edge.prices import Prices
 from edge.response import JSON
 from edge.responses_file import ResponsesFile
 from edge.responses_store import ResponsesStore
@@ -43,6 +49,7 @@ from edge.run import (
 )
 from edge.settings import Settings
 from edge.texts import TextStore
+from edge.usage_page import UsagePage
 from edge.watch import Watch
 from routing.catalogue import load_catalogue
 from routing.drain import Drain
@@ -67,6 +74,8 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
     responses = ResponsesStore(stored, unix_time)
     metrics = Metrics(watch, ledger)
     drain.num_left = lambda: metrics.num_in_flight
+    catalogue = load_catalogue(settings.catalogue)
+    prices = Prices(catalogue.rows)
     service = Service(
         settings=settings,
         verifier=Verifier(settings.keys_dir, unix_time),
@@ -79,19 +88,23 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
             max_output_tokens=settings.max_output_tokens,
             cold_s=settings.cold_s,
         ),
+        allowance=_allowance(settings, prices),
         drain=drain,
     )
+    usage = UsagePage(service.verifier, settings.ledger, prices, unix_time)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
         async with client, anyio.create_task_group() as tasks:
             tasks.start_soon(watch.run)
             tasks.start_soon(service.clients.run)
+            tasks.start_soon(service.allowance.run)
             tasks.start_soon(_keep_warm, watch, texts)
             yield
             tasks.cancel_scope.cancel()
         service.places.close()
         stored.close()
+        await to_thread.run_sync(service.allowance.close)
         if ledger is not None:
             await to_thread.run_sync(ledger.close)
 
@@ -99,14 +112,21 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
         routes=[
             *_run_routes(service),
             *_response_routes(service, responses),
+            Route(f"{AI}/usage", usage.get),
             *_operator_routes(service, watch, metrics),
             *Pages(
                 watch=watch,
                 verifier=service.verifier,
-                catalogue=load_catalogue(settings.catalogue),
+                catalogue=catalogue,
             ).routes(AI, V1S),
         ],
-        middleware=[Middleware(Door, metrics=metrics, ledger=ledger, drain=drain)],
+        middleware=[
+            Middleware(Cors, origins=settings.cors_origins),
+            Middleware(Gzip),
+            Middleware(
+                Door, metrics=metrics, ledger=ledger, allowance=service.allowance, drain=drain
+            ),
+        ],
         exception_handlers={404: no_route, 405: wrong_method},
         lifespan=lifespan,
     )
@@ -129,6 +149,11 @@ def _run_routes(service: Service) -> list[Route]:
 def _response_routes(service: Service, store: ResponsesStore) -> list[Route]:
     made = (count_routes, responses_run.routes)
     return [route for routes in made for v1 in V1S for route in routes(v1, service, store)]
+
+
+def _allowance(settings: Settings, prices: Prices) -> Allowance:
+    path = settings.ledger.with_name("limits.sqlite") if settings.ledger else None
+    return Allowance(PRESETS[settings.limits], Meter(path, unix_time), prices)
 
 
 def unix_time() -> float:

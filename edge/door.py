@@ -22,6 +22,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge import anthropic, openai, workers_ai
+from edge.allowance import Allowance
 from edge.ledger import Ledger
 from edge.metrics import Metrics, Record
 from edge.response import JSON
@@ -45,8 +46,16 @@ _MOST_SHOWN = 200  # characters of a path in a message
 class Door:
     """ASGI middleware, outside of all routes."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, ledger: Ledger | None, drain: Drain) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        ledger: Ledger | None,
+        allowance: Allowance,
+        drain: Drain,
+    ) -> None:
         self._app = app
+        self._allowance = allowance
         self._metrics = metrics
         self._ledger = ledger
         self._drain = drain
@@ -69,8 +78,9 @@ class Door:
         finally:
             now = time.monotonic()
             self._metrics.ended(record, now)
-            if self._ledger is not None:
-                for each in (record, *record.further):
+            for each in (record, *record.further):
+                self._allowance.note(each)
+                if self._ledger is not None:
                     self._ledger.note(each, now)
 
     async def _guarded(self, record: Record, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,7 +91,8 @@ class Door:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                message["headers"] = [*message["headers"], *marks, *self._parting()]
+                more = [*marks, *record.headers, *self._parting()]
+                message["headers"] = [*message["headers"], *more]
             await send(message)
 
         try:
@@ -116,6 +127,8 @@ def refusal(path: str, failure: Failure, headers: Mapping[str, str] | None = Non
     more = dict(headers or {})
     if status in {429, 503}:
         more["retry-after"] = str(ceil(failure.retry_after_s or _RETRY_AFTER_S))
+    if failure.code is Code.QUOTA:
+        more["x-should-retry"] = "false"  # OpenAI's clients would, after seconds
     if failure.code is Code.UNAUTHENTICATED:
         more["www-authenticate"] = "Bearer"
     return Response(error(failure), status, more, JSON)

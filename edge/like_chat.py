@@ -11,6 +11,7 @@ from typing import Any
 
 from edge import options
 from edge.checks import BadField, Fields
+from edge.fallback import models_of
 
 
 def chosen(like_chat: Fields, theirs: Mapping[str, str]) -> dict[str, Any]:
@@ -22,7 +23,10 @@ def chosen(like_chat: Fields, theirs: Mapping[str, str]) -> dict[str, Any]:
         options.refuse_unsupported(like_chat)
     except BadField as bad:
         raise _renamed(bad, theirs) from None
-    return {}
+    return {
+        "fallbacks": models_of(like_chat)[1:],
+        "reject_if_busy": options.rejects_if_busy(like_chat),
+    }
 
 
 def _renamed(bad: BadField, theirs: Mapping[str, str]) -> BadField:

@@ -97,6 +97,12 @@ def stops(body: Fields, name: str = "stop") -> tuple[str, ...]:
     return tuple(_stop(f"{pointer}/{at}", stop) for at, stop in enumerate(asked))
 
 
+def rejects_if_busy(body: Fields) -> bool:
+    """Whether the request is to be refused rather than to wait for others."""
+    asked = body.fields("options")
+    return asked is not None and asked.flag("rejectIfBusy") is True
+
+
 def refuse_unsupported(body: Fields) -> None:
     """Refuse what would have to be ignored: tools, schemas, adapters, several choices."""
     for name, why in _UNSUPPORTED.items():
@@ -104,9 +110,6 @@ def refuse_unsupported(body: Fields) -> None:
             raise BadField(body.at(name), f"'{body.at(name)}': {why}")
     _refuse_tools(body)
     _refuse_formats(body)
-    options = body.fields("options")
-    if options is not None:
-        options.flag("rejectIfBusy")
 
 
 def _refuse_tools(body: Fields) -> None:

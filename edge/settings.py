@@ -36,6 +36,8 @@ class Settings:
     cold_s: float = 10.0  # that a request waits for a model that is being loaded
     grace_s: float = GRACE_S  # that requests have to end once it is told to stop
     stalled_reader_s: float = 60.0  # a client that takes nothing for so long is hung up on
+    limits: str = "off"  # of every account: a name in edge.limits.PRESETS
+    cors_origins: tuple[str, ...] = ("*",)  # web pages that may ask; none: no headers for them
 
 
 class EdgeTable(Struct, frozen=True, kw_only=True):
@@ -50,6 +52,8 @@ class EdgeTable(Struct, frozen=True, kw_only=True):
     cold_s: Annotated[float, Meta(ge=0)] | None = None
     stalled_reader_s: Annotated[float, Meta(gt=0)] | None = None
     grace_s: Annotated[float, Meta(gt=0)] | None = None
+    limits: Literal["off", "workers-ai"] | None = None
+    cors_origins: tuple[str, ...] | None = None
 
 
 class RegionRow(Struct, frozen=True, kw_only=True):
@@ -76,8 +80,12 @@ class Fleet(Struct, frozen=True, kw_only=True):
 def settings_of(fleet: Fleet, flags: Mapping[str, Any], **given: Any) -> Settings:
     """Defaults, over which goes what the fleet file says, over which go the flags."""
     table = {
-        name: value for name in EdgeTable.__struct_fields__ if (value := getattr(fleet.edge, name))
+        name: value
+        for name in EdgeTable.__struct_fields__
+        if (value := getattr(fleet.edge, name)) is not None
     }
+    if not table["trusted_proxies"]:
+        del table["trusted_proxies"]
     if "geo_db" in table:
         table["geo_db"] = Path(table["geo_db"]).expanduser()
     return Settings(regions=fleet.regions, **given, **(table | dict(flags)))

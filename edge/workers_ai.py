@@ -56,6 +56,7 @@ def parse_fields(fields: Fields, model: str) -> Ask:
         raw=raw,
         stream=fields.flag("stream") or False,
         stops=options.stops(fields),
+        reject_if_busy=options.rejects_if_busy(fields),
         sampling=options.sampling(fields, options.NATIVE),
     )
 
