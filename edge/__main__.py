@@ -12,7 +12,7 @@ import sqlite3
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -100,6 +100,13 @@ def serve(  # noqa: PLR0913  one parameter a flag
         bool | None,
         typer.Option(help="Call also webhooks that only this host or network can reach."),
     ] = None,
+    limits: Annotated[
+        Literal["off", "workers-ai"] | None, typer.Option(help="Of what each account may use.")
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Origin whose web pages may ask, or *; once for each."),
+    ] = None,
 ) -> None:
     """Answer clients, from the nearest region that is well and has room."""
     from edge.app import create_app
@@ -119,6 +126,8 @@ def serve(  # noqa: PLR0913  one parameter a flag
         "result_days": result_days,
         "log_days": log_days,
         "allow_private_webhooks": allow_private_webhooks,
+        "limits": limits,
+        "cors_origins": tuple(cors_origin) if cors_origin else None,
     }
     logs.start(name)
     try:
@@ -145,13 +154,22 @@ def create(
     *,
     account: Annotated[str, typer.Option(help="Account id: letters, digits, - and _.")],
     days: Annotated[int, typer.Option(help="That the key is good for.", min=1)] = 365,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(help="Of this key, as text-generation=300/min or usd=5/month; repeated."),
+    ] = None,
+    priority: Annotated[
+        int, typer.Option(help="Higher goes first; below 0: only where nothing else waits.")
+    ] = 0,
     keys_dir: KeysDir = HERE.config / "keys",
 ) -> None:
     """Make a key and print it, alone on the last line of standard output."""
     from edge import keys
 
     try:
-        made = keys.create(keys_dir, account, days=days, now=datetime.now(UTC).timestamp())
+        grant = keys.Grant(limits=tuple(limit or ()), priority=priority)
+        now = datetime.now(UTC).timestamp()
+        made = keys.create(keys_dir, account, days=days, now=now, grant=grant)
     except (OSError, ValueError) as exc:
         raise typer.BadParameter(str(exc)) from exc
     print(f"A key for account {account}, good for {days} days:", file=sys.stderr)

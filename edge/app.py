@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import uuid4
 
@@ -20,16 +21,22 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from edge import completions, openai, responses_run
+from edge.allowance import Allowance
 from edge.auth import Verifier
 from edge.batch_lines import Check
 from edge.clients import Clients
 from edge.complete import Walk
+from edge.compress import Gzip
+from edge.cors import Cors
 from edge.counts import count_routes
 from edge.door import Door, no_route, wrong_method
-from edge.ledger import open_ledger
+from edge.ledger import Ledger, open_ledger
+from edge.limits import PRESETS
+from edge.meter import Meter
 from edge.metrics import Metrics
 from edge.pages import Pages
 from edge.places import Places
+from edge.prices import Prices
 from edge.request_logs import RequestLogs
 from edge.response import JSON
 from edge.responses_file import ResponsesFile
@@ -48,8 +55,9 @@ from edge.settings import Settings
 from edge.store import Store
 from edge.stored import Stored
 from edge.texts import TextStore
+from edge.usage_page import UsagePage
 from edge.watch import Watch
-from routing.catalogue import load_catalogue
+from routing.catalogue import Catalogue, load_catalogue
 from routing.drain import Drain
 from routing.errors import Code, Failure
 from routing.region import ProcessReport
@@ -61,18 +69,93 @@ WORKERS_AI_MAX_TOKENS = 256  # natively, where a request names none, by its docu
 _WARM_S, _WARM_AGAIN_S = 0.5, 10.0  # between looks for new tokenizers; after one was not to be had
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """What an edge is made of."""
+
+    settings: Settings
+    client: httpx2.AsyncClient
+    watch: Watch
+    texts: TextStore
+    ledger: Ledger | None
+    logs: RequestLogs | None
+    metrics: Metrics
+    catalogue: Catalogue
+    prices: Prices
+    service: Service
+    stored: Stored | None
+    responses: ResponsesFile
+
+    @asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncGenerator[None, None]:
+        async with self.client, anyio.create_task_group() as tasks:
+            tasks.start_soon(self.watch.run)
+            tasks.start_soon(self.service.clients.run)
+            tasks.start_soon(self.service.allowance.run)
+            tasks.start_soon(_keep_warm, self.watch, self.texts)
+            if self.stored is not None:
+                tasks.start_soon(self.stored.run, app)
+            yield
+            tasks.cancel_scope.cancel()
+        await self._close()
+
+    async def _close(self) -> None:
+        if self.stored is not None:
+            await self.stored.close()
+        self.service.places.close()
+        self.responses.close()
+        await to_thread.run_sync(self.service.allowance.close)
+        if self.ledger is not None:
+            await to_thread.run_sync(self.ledger.close)
+
+    def routes(self) -> list[Route]:
+        service, verifier = self.service, self.service.verifier
+        usage = UsagePage(verifier, self.settings.ledger, self.prices, unix_time)
+        pages = Pages(watch=self.watch, verifier=verifier, catalogue=self.catalogue)
+        return [
+            *_run_routes(service, self.stored),
+            *_response_routes(service, ResponsesStore(self.responses, unix_time)),
+            *(self.stored.routes(AI) if self.stored else ()),
+            Route(f"{AI}/usage", usage.get),
+            *_operator_routes(service, self.watch, self.metrics),
+            *pages.routes(AI, V1S),
+        ]
+
+    def middleware(self) -> list[Middleware]:
+        door = Middleware(
+            Door,
+            metrics=self.metrics,
+            ledger=self.ledger,
+            allowance=self.service.allowance,
+            drain=self.service.drain,
+            logs=self.logs,
+        )
+        return [Middleware(Cors, origins=self.settings.cors_origins), Middleware(Gzip), door]
+
+
 def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
-    drain = drain or Drain(settings.grace_s)
+    parts = _parts(settings, drain or Drain(settings.grace_s))
+    app = Starlette(
+        routes=parts.routes(),
+        middleware=parts.middleware(),
+        exception_handlers={404: no_route, 405: wrong_method},
+        lifespan=parts.lifespan,
+    )
+    app.router.redirect_slashes = False  # a wrong address is told, not guessed at
+    return app
+
+
+def _parts(settings: Settings, drain: Drain) -> _Parts:
     client = httpx2.AsyncClient(trust_env=False)  # a proxy of the operator's is not for regions
     watch = Watch(settings.regions, settings.secret, client)
     texts = TextStore(settings.cache_dir / "assets", watch.text_assets)
     ledger = open_ledger(settings.ledger, unix_time) if settings.ledger else None
     beside = settings.ledger and settings.ledger.with_name("responses.sqlite")
-    responses_file = ResponsesFile(beside)
-    responses = ResponsesStore(responses_file, unix_time)
     logs = RequestLogs(unix_time) if settings.store else None
     metrics = Metrics(watch, ledger)
     drain.num_left = lambda: metrics.num_in_flight
+    catalogue = load_catalogue(settings.catalogue)
+    prices = Prices(catalogue.rows)
     service = Service(
         settings=settings,
         verifier=Verifier(settings.keys_dir, unix_time),
@@ -85,45 +168,23 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
             max_output_tokens=settings.max_output_tokens,
             cold_s=settings.cold_s,
         ),
+        allowance=_allowance(settings, prices),
         drain=drain,
     )
-    stored = _stored(service, logs)
-
-    @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
-        async with client, anyio.create_task_group() as tasks:
-            tasks.start_soon(watch.run)
-            tasks.start_soon(service.clients.run)
-            tasks.start_soon(_keep_warm, watch, texts)
-            if stored is not None:
-                tasks.start_soon(stored.run, app)
-            yield
-            tasks.cancel_scope.cancel()
-        if stored is not None:
-            await stored.close()
-        service.places.close()
-        responses_file.close()
-        if ledger is not None:
-            await to_thread.run_sync(ledger.close)
-
-    app = Starlette(
-        routes=[
-            *_run_routes(service, stored),
-            *_response_routes(service, responses),
-            *(stored.routes(AI) if stored else ()),
-            *_operator_routes(service, watch, metrics),
-            *Pages(
-                watch=watch,
-                verifier=service.verifier,
-                catalogue=load_catalogue(settings.catalogue),
-            ).routes(AI, V1S),
-        ],
-        middleware=[Middleware(Door, metrics=metrics, ledger=ledger, drain=drain, logs=logs)],
-        exception_handlers={404: no_route, 405: wrong_method},
-        lifespan=lifespan,
+    return _Parts(
+        settings=settings,
+        client=client,
+        watch=watch,
+        texts=texts,
+        ledger=ledger,
+        logs=logs,
+        metrics=metrics,
+        catalogue=catalogue,
+        prices=prices,
+        service=service,
+        stored=_stored(service, logs),
+        responses=ResponsesFile(beside),
     )
-    app.router.redirect_slashes = False  # a wrong address is told, not guessed at
-    return app
 
 
 def _run_routes(service: Service, stored: Stored | None) -> list[Route]:
@@ -159,6 +220,11 @@ def _stored(service: Service, logs: RequestLogs | None) -> Stored | None:
         "/v1/completions": completions.parse,
     }
     return Stored(Store(service.settings.store), service, logs, unix_time, checks)
+
+
+def _allowance(settings: Settings, prices: Prices) -> Allowance:
+    path = settings.ledger.with_name("limits.sqlite") if settings.ledger else None
+    return Allowance(PRESETS[settings.limits], Meter(path, unix_time), prices)
 
 
 def unix_time() -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from routing.errors import Code
 from routing.wire import Grammar
@@ -41,13 +41,21 @@ class Ask:
     token_ids: tuple[int, ...] | None = None  # a prompt that the client has tokenised
     raw: bool = False  # prompt goes to the model as it is, without the chat template
     echo: bool = False  # the prompt is said ahead of the answer
+    fallbacks: tuple[str, ...] = ()  # models to turn to
     stream: bool = False
     include_usage: bool = False  # OpenAI's stream_options.include_usage
     stops: tuple[str, ...] = ()
     grammar: Grammar | None = None
+    reject_if_busy: bool = False  # refuse what could not begin at once
     sampling: SamplingAsk = field(default_factory=SamplingAsk)
     choices: tuple[Ask, ...] = ()  # of an answer with several: each by itself; empty: this is all
     counts_prompt: bool = True  # False: a choice whose prompt another one counts
+
+    def of(self, model: str) -> Self:
+        """The same of another model."""
+        if model == self.model:
+            return self
+        return replace(self, model=model, choices=tuple(it.of(model) for it in self.choices))
 
 
 def with_choices(asks: Sequence[Ask], n: int) -> Ask:

@@ -16,9 +16,10 @@ from pathlib import Path
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from jwt.types import Options
-from msgspec import Struct, ValidationError, convert
+from msgspec import Struct, convert
 
 from edge.keys import ACCOUNT, PUBLIC, REVOKED, RUN, public_keys, revoked_ids
+from edge.limits import Limit, parse_limit
 from routing.errors import Code, Failure
 
 _RECHECK_S = 1.0  # how often the folder is looked at: a revocation holds within this
@@ -35,6 +36,8 @@ class Tenant:
     key_id: str  # the key's jti
     salt: bytes  # 32; separates this account's prefix caches from all others'
     scopes: frozenset[str]
+    limits: tuple[Limit, ...] = ()  # of this key, over its account's
+    priority: int = 0
 
 
 def tenant_of(account: str, key_id: str) -> Tenant:
@@ -49,6 +52,8 @@ class _Claims(Struct, frozen=True):
     sub: str
     exp: int
     scopes: frozenset[str]
+    limits: tuple[str, ...] = ()
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,12 +174,18 @@ def _verified(key: str, public: dict[str, Ed25519PublicKey]) -> _Known:
         if signer is None:
             raise _refusal("the key is signed by nobody known here")
         claims = convert(jwt.decode(key, signer, algorithms=["EdDSA"], options=_UNTIMED), _Claims)
-    except (jwt.InvalidTokenError, ValidationError, RecursionError):
+        limits = tuple(parse_limit(text) for text in claims.limits)
+    except (jwt.InvalidTokenError, ValueError, RecursionError):  # msgspec's are ValueErrors
         raise _refusal("the key is malformed") from None
     if not ACCOUNT.fullmatch(claims.sub):
         raise _refusal("the key names no account")
     tenant = Tenant(
-        account=claims.sub, key_id=claims.jti, salt=_salt(claims.sub), scopes=claims.scopes
+        account=claims.sub,
+        key_id=claims.jti,
+        salt=_salt(claims.sub),
+        scopes=claims.scopes,
+        limits=limits,
+        priority=claims.priority,
     )
     return _Known(tenant=tenant, expires=claims.exp)
 

@@ -44,7 +44,7 @@ class Choices:
         self._records = [record, *(_further(record, at) for at in range(1, len(spelled)))]
         record.further += self._records[1:]
         self._writing = anyio.Lock()
-        self._begun = False
+        self.begun = False
         self._texts: list[list[Text]] = [[] for _ in spelled]
         self._ends: dict[int, End] = {}
 
@@ -72,7 +72,7 @@ class Choices:
         """With a status of its own while that is possible, else as the end of the stream."""
         for record in self._records:
             record.outcome, record.detail = failure.code.value, failure.detail
-        if not self._begun:
+        if not self.begun:
             raise failure
         broke = Broke(code=failure.code, detail=failure.detail)
         await self._write(self._spelled[0].frames(broke), more=False)
@@ -131,8 +131,8 @@ class Choices:
         if more and not data:
             return
         async with self._writing:
-            if not self._begun:
-                self._begun = True
+            if not self.begun:
+                self.begun = True
                 await start_events(self._send, self._region)
             await self._send({"type": "http.response.body", "body": data, "more_body": more})
 

@@ -41,7 +41,7 @@ class Caller:
     tenant: Tenant
     place: Place | None = None
     session: str | None = None  # its x-session-affinity
-    priority: int = 0  # of wire.Generate
+    priority: int = 0  # below 0: for capacity that nobody else wants
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +197,7 @@ class Walk:
         A region that has another tokenizer than it last said gets ids made anew, once.
         """
         completion = None
+        num_before = len(tries.answers)
         while completion is None:
             prepared = await self._prepare(ask, caller)
             tries.num_prompt = len(prepared.request.token_ids)
@@ -205,7 +206,9 @@ class Walk:
                 try:
                     first = await anext(answer)
                 except Failure as failure:
-                    if failure.code is not Code.STALE_TOKENIZER or len(tries.answers) > 1:
+                    if failure.code is not Code.STALE_TOKENIZER or (
+                        len(tries.answers) > num_before + 1
+                    ):
                         raise
                 else:
                     transcript = Transcript(prepared.model, ask, tries.num_prompt)
@@ -256,8 +259,9 @@ class Walk:
                 token_ids=ids,
                 sampling=sampling,
                 grammar=ask.grammar,
-                priority=caller.priority,
                 affinity=affinity or b"",
+                priority=caller.priority,
+                reject_if_busy=ask.reject_if_busy,
                 budget_s=self._budget_s,
             ),
             wanted=replace(

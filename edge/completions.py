@@ -27,6 +27,7 @@ from edge.ask import (
     with_choices,
 )
 from edge.checks import BadField, Fields, mismatch, read
+from edge.fallback import models_of
 from edge.spelled import Spelled
 from routing.errors import Failure
 
@@ -39,9 +40,7 @@ def parse(body: bytes) -> Ask:
     """What the client asks; raises Failure(BAD_INPUT) naming the field that is wrong."""
     fields = read(body)
     fields.need("model", "prompt")
-    model = fields.text("model")
-    if not model:
-        raise BadField("/model", "Length of '/model' must be >= 1, got 0")
+    model, *fallbacks = models_of(fields)
     options.refuse_unsupported(fields)
     if fields.value("suffix"):
         raise BadField("/suffix", "'/suffix': text is only ever added at the end")
@@ -54,6 +53,8 @@ def parse(body: bytes) -> Ask:
         model=model,
         raw=True,
         echo=echo,
+        fallbacks=tuple(fallbacks),
+        reject_if_busy=options.rejects_if_busy(fields),
         stream=fields.flag("stream") or False,
         include_usage=stream_options.flag("include_usage") or False,
         stops=options.stops(fields),

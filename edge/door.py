@@ -22,6 +22,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge import anthropic, openai, workers_ai
+from edge.allowance import Allowance
 from edge.ledger import Ledger
 from edge.metrics import Metrics, Record
 from edge.request_logs import RequestLogs
@@ -53,10 +54,12 @@ class Door:
         app: ASGIApp,
         metrics: Metrics,
         ledger: Ledger | None,
+        allowance: Allowance,
         drain: Drain,
         logs: RequestLogs | None = None,
     ) -> None:
         self._app = app
+        self._allowance = allowance
         self._metrics = metrics
         self._ledger = ledger
         self._drain = drain
@@ -80,8 +83,9 @@ class Door:
         finally:
             now = time.monotonic()
             self._metrics.ended(record, now)
-            if self._ledger is not None:
-                for each in (record, *record.further):
+            for each in (record, *record.further):
+                self._allowance.note(each)
+                if self._ledger is not None:
                     self._ledger.note(each, now)
             if self._logs is not None:
                 self._logs.note(record, now)
@@ -95,7 +99,8 @@ class Door:
             if message["type"] == "http.response.start":
                 begun = True
                 record.status = message["status"]
-                message["headers"] = [*message["headers"], *marks, *self._parting()]
+                more = [*marks, *record.headers, *self._parting()]
+                message["headers"] = [*message["headers"], *more]
             await send(message)
 
         try:
@@ -130,6 +135,8 @@ def refusal(path: str, failure: Failure, headers: Mapping[str, str] | None = Non
     more = dict(headers or {})
     if status in {429, 503} or failure.retry_after_s:
         more["retry-after"] = str(ceil(failure.retry_after_s or _RETRY_AFTER_S))
+    if failure.code is Code.QUOTA:
+        more["x-should-retry"] = "false"  # OpenAI's clients would, after seconds
     if failure.code is Code.UNAUTHENTICATED:
         more["www-authenticate"] = "Bearer"
     return Response(error(failure), status, more, JSON)

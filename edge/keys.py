@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -21,6 +22,8 @@ import msgspec
 from cryptography.hazmat.primitives import serialization as pem
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from msgspec import Struct
+
+from edge.limits import parse_limit
 
 ACCOUNT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 RUN = "ai:run"  # the scope that lets a key run models
@@ -31,6 +34,22 @@ _ISSUED = "issued.jsonl"
 _JTI = re.compile(r"[0-9a-f]{32}")
 _DAY_S = 86_400
 _MAX_DAYS = 36_500
+MOST_PRIORITY = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """What a key is good for. ValueError says what is wrong with it."""
+
+    scopes: tuple[str, ...] = (RUN,)
+    limits: tuple[str, ...] = ()
+    priority: int = 0  # below 0: for capacity that nobody else wants
+
+    def __post_init__(self) -> None:
+        for text in self.limits:
+            parse_limit(text)
+        if abs(self.priority) > MOST_PRIORITY:
+            raise ValueError(f"a priority is -{MOST_PRIORITY} to {MOST_PRIORITY}")
 
 
 class Issued(Struct, frozen=True, kw_only=True):
@@ -43,10 +62,17 @@ class Issued(Struct, frozen=True, kw_only=True):
     expires: int
     kid: str
     revoked: bool = False
+    limits: tuple[str, ...] = ()  # as `edge.limits.parse_limit` takes them
+    priority: int = 0
 
 
 def create(
-    folder: Path, account: str, *, days: int, now: float, scopes: tuple[str, ...] = (RUN,)
+    folder: Path,
+    account: str,
+    *,
+    days: int,
+    now: float,
+    grant: Grant = Grant(),
 ) -> str:
     """A new key for `account`, good for `days` from `now` (Unix seconds). Remembered, not kept."""
     if not ACCOUNT.fullmatch(account):
@@ -58,7 +84,9 @@ def create(
     issued = Issued(
         jti=secrets.token_hex(16),
         account=account,
-        scopes=scopes,
+        scopes=grant.scopes,
+        limits=grant.limits,
+        priority=grant.priority,
         created=created,
         expires=created + days * _DAY_S,
         kid=key_id(signing.public_key()),
@@ -66,10 +94,14 @@ def create(
     claims = {
         "jti": issued.jti,
         "sub": account,
-        "scopes": list(scopes),
+        "scopes": list(grant.scopes),
         "iat": issued.created,
         "exp": issued.expires,
     }
+    if grant.limits:
+        claims["limits"] = list(grant.limits)
+    if grant.priority:
+        claims["priority"] = grant.priority
     _append(folder / _ISSUED, msgspec.json.encode(issued))
     return jwt.encode(claims, signing, algorithm="EdDSA", headers={"kid": issued.kid})
 

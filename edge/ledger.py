@@ -59,10 +59,15 @@ def row_of(record: Record, tenant: Tenant, *, ended: float, took_s: float) -> Le
         model=record.served_model or "",
         regions=",".join(tries.regions),
         prompt_tokens=record.num_prompt,
-        completion_tokens=tries.num_output if told is None else told,
+        completion_tokens=completion_tokens(record),
         cached_tokens=tries.cached_tokens,
         outcome=record.outcome,
         whole=tries.heard_the_end and told in {None, tries.num_output},
         started=ended - took_s,
         ended=ended,
     )
+
+
+def completion_tokens(record: Record) -> int:
+    """As the client was told; else as many as came for it."""
+    return record.tries.num_output if record.num_output is None else record.num_output

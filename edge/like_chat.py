@@ -11,6 +11,7 @@ from typing import Any
 
 from edge import formats, options
 from edge.checks import BadField, Fields
+from edge.fallback import models_of
 
 
 def chosen(like_chat: Fields, theirs: Mapping[str, str]) -> dict[str, Any]:
@@ -20,7 +21,11 @@ def chosen(like_chat: Fields, theirs: Mapping[str, str]) -> dict[str, Any]:
     """
     try:
         options.refuse_unsupported(like_chat)
-        return {"grammar": formats.grammar(like_chat)}
+        return {
+            "grammar": formats.grammar(like_chat),
+            "fallbacks": models_of(like_chat)[1:],
+            "reject_if_busy": options.rejects_if_busy(like_chat),
+        }
     except BadField as bad:
         raise _renamed(bad, theirs) from None
 

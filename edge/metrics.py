@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 
 from edge.auth import Tenant
 from edge.complete import Tries
+from edge.limits import Rule
 from edge.watch import Watch
 from routing.health import State
 from routing.logs import log
@@ -41,6 +42,9 @@ class Record:
     first_at: float | None = None  # monotonic seconds: the first piece of the answer
     outcome: str = "ok"  # or a failure's label, or how the client left
     detail: str | None = None
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)  # of the response, besides
+    rules: tuple[Rule, ...] = ()  # of amounts that its answer is counted for
+    on_first: Callable[[], None] = lambda: None  # called at the first piece of the answer
     further: list[Record] = field(default_factory=list)  # choices after the first
     counts_prompt: bool = True  # False: a choice whose prompt another one counts
     status: int = 0  # HTTP, once it is out
@@ -57,6 +61,13 @@ class Record:
         """A piece of the answer came, the first if there was none."""
         if self.first_at is None:
             self.first_at, self.region = now, region
+            self.on_first()
+
+    def begin_anew(self, headers: list[tuple[bytes, bytes]]) -> None:
+        """What came before was not told: another try begins."""
+        self.headers = headers
+        self.first_at = self.region = None
+        self.further.clear()
 
 
 class Behind(Protocol):

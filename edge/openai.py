@@ -26,6 +26,7 @@ from edge.ask import (
     with_choices,
 )
 from edge.checks import BadField, Fields, read, required
+from edge.fallback import models_of
 from edge.messages import messages
 from edge.spelled import Spelled
 from routing.errors import Code, Failure
@@ -38,28 +39,29 @@ _ERROR_CODES = {
     Code.UNKNOWN_MODEL: "model_not_found",
     Code.UNAUTHENTICATED: "invalid_api_key",
     Code.NO_CAPACITY: "rate_limit_exceeded",
+    Code.RATE_LIMITED: "rate_limit_exceeded",
+    Code.QUOTA: "insufficient_quota",
 }
 
 
 def parse(body: bytes) -> Ask:
     """What the client asks; raises Failure(BAD_INPUT) naming the field that is wrong."""
     fields = read(body)
-    fields.need("model")
-    model = fields.text("model")
+    model, *fallbacks = models_of(fields)
     turns = messages(fields)
     if turns is None:
         raise BadField("/messages", required("", "messages"))
-    if not model:
-        raise BadField("/model", "Length of '/model' must be >= 1, got 0")
     options.refuse_unsupported(fields)
     stream_options = fields.fields("stream_options") or Fields({}, "/stream_options")
     ask = Ask(
         model=model,
         messages=turns,
+        fallbacks=tuple(fallbacks),
         stream=fields.flag("stream") or False,
         include_usage=stream_options.flag("include_usage") or False,
         stops=options.stops(fields),
         grammar=formats.grammar(fields),
+        reject_if_busy=options.rejects_if_busy(fields),
         sampling=options.sampling(fields, options.OPENAI, _logprobs(fields)),
     )
     return with_choices([ask], fields.integer("n", 1, MOST_CHOICES) or 1)

@@ -86,6 +86,7 @@ def document() -> dict[str, Any]:
         paths[NATIVE + path] = {"get": _get(says, listed, query)}
     schema = _get("What a model takes and gives.", _enveloped(_OBJECT), {"model": schemas.TEXT})
     paths[f"{NATIVE}/models/schema"] = {"get": schema}
+    paths[f"{NATIVE}/usage"] = {"get": _usage(listed, page)}
     for path, methods in paths.items():
         for operation in methods.values():
             operation["parameters"] += _path_parameters(path)
@@ -123,6 +124,7 @@ def _later_apis(v1: str) -> dict[str, Any]:
 _LICENCE = {"name": "Apache-2.0"}
 _OBJECT: Schema = {"type": "object"}
 _NUMBER: Schema = {"type": "integer", "minimum": 1}
+_DATE: Schema = {"type": "string", "format": "date"}
 
 
 def _enveloped(result: Schema) -> Schema:
@@ -164,6 +166,19 @@ def _get(says: str, answer: Schema, query: Mapping[str, Schema] | None = None) -
         "parameters": parameters,
         "responses": {"200": {"description": "What was asked.", "content": content}, **_refusals()},
     }
+
+
+def _usage(rows: Schema, page: Mapping[str, Schema]) -> dict[str, Any]:
+    query: dict[str, Schema] = {
+        "from": _DATE,
+        "to": _DATE,
+        "model": schemas.TEXT,
+        "group_by": {"enum": ["day", "model", "key"]},
+    }
+    get = _get("What the account used, and what it cost.", rows, query | dict(page))
+    for parameter in get["parameters"]:
+        parameter["required"] = False
+    return get
 
 
 def _refusals(*more: Code, error: Schema = _ERROR) -> dict[str, Any]:

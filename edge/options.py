@@ -99,15 +99,18 @@ def stops(body: Fields, name: str = "stop") -> tuple[str, ...]:
     return tuple(_stop(f"{pointer}/{at}", stop) for at, stop in enumerate(asked))
 
 
+def rejects_if_busy(body: Fields) -> bool:
+    """Whether the request is to be refused rather than to wait for others."""
+    asked = body.fields("options")
+    return asked is not None and asked.flag("rejectIfBusy") is True
+
+
 def refuse_unsupported(body: Fields) -> None:
     """Refuse what would have to be ignored: tools, adapters, several choices."""
     for name, why in _UNSUPPORTED.items():
         if body.value(name):
             raise BadField(body.at(name), f"'{body.at(name)}': {why}")
     _refuse_tools(body)
-    options = body.fields("options")
-    if options is not None:
-        options.flag("rejectIfBusy")
 
 
 def _refuse_tools(body: Fields) -> None:

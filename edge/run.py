@@ -19,12 +19,14 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from edge import anthropic, anthropic_answer, completions, formats, openai, workers_ai
+from edge.allowance import Allowance
 from edge.ask import Ask, Broke, End, Piece, Text
 from edge.auth import Verifier
 from edge.choices import Choice, Choices
 from edge.clients import Clients, read_body
 from edge.complete import Caller, Walk
 from edge.door import record_of
+from edge.fallback import MODELS, Try, carry_out, first_within, plan_of
 from edge.inside import PRIORITY, asks_inside
 from edge.metrics import Record
 from edge.places import Places
@@ -151,6 +153,7 @@ class Service:
     places: Places
     clients: Clients
     walk: Walk
+    allowance: Allowance
     drain: Drain
 
 
@@ -172,7 +175,7 @@ class Run:
         record.account, record.tenant = tenant.account, tenant
         with self._service.drain.until_cut():
             await self._service.walk.wait_settled()
-            if (model := self._api.model(scope)) is not None:
+            if (model := self._api.model(scope)) is not None and MODELS not in headers:
                 await self._check(model, record)
             body = await read_body(
                 scope,
@@ -186,7 +189,7 @@ class Run:
             tenant=tenant,
             place=self._service.places.of(peer, headers),
             session=headers.get("x-session-affinity"),
-            priority=PRIORITY if inside else 0,
+            priority=PRIORITY if inside else tenant.priority,
         )
         work = partial(self._answer, scope, body, caller, record)
         left = await self._service.clients.attend(scope, receive, send, work)
@@ -198,24 +201,46 @@ class Run:
     ) -> None:
         ask = await self._ask(body, scope, caller)
         record.stream = ask.stream
-        if record.served_model is None:
+        plan = plan_of(Headers(scope=scope), ask.model, ask.fallbacks)
+        if record.served_model is None and plan.is_plain:
             await self._check(ask.model, record)
-        walk, budget_s = self._service.walk, self._service.settings.budget_s
-        reply: Reply | Choices
-        if ask.choices:
-            several = self._api.choices(ask.choices, record.request_id)
-            reply = Choices(send, several, record)
-        else:
-            spelled = self._api.answer(ask, record.request_id)
-            reply = Reply(send, write_of(scope), spelled, record, stream=ask.stream)
-            reply.at_end = partial(self._keep, ask, spelled, caller)
+        await self._service.allowance.admit(record, caller.tenant, ask.model)
+        told = record.headers
+        reply: Reply | Choices | None = None
+
+        async def attempt(one: Try) -> None:
+            nonlocal reply
+            record.begin_anew(told if plan.is_plain else [*told, *one.headers])
+            with first_within(one.first_s) as record.on_first:
+                if record.served_model != one.model:
+                    await self._check(one.model, record)
+                asked = ask.of(one.model)
+                reply = self._reply(asked, caller, scope, record, send)
+                await reply.run(self._service.walk, asked, caller)
+
+        budget_s = self._service.settings.budget_s
         try:
             with anyio.fail_after(budget_s), self._service.drain.until_cut():
-                await reply.run(walk, ask, caller)
+                await carry_out(plan, attempt, lambda: reply is not None and reply.begun)
         except TimeoutError:
-            await reply.fail(Failure(Code.TIMEOUT, f"no whole answer within {budget_s:g} s"))
-        except Failure as failure:
-            await reply.fail(failure)
+            failure = Failure(Code.TIMEOUT, f"no whole answer within {budget_s:g} s")
+        except Failure as exc:
+            failure = exc
+        else:
+            return
+        if reply is None:
+            raise failure
+        await reply.fail(failure)
+
+    def _reply(
+        self, ask: Ask, caller: Caller, scope: Scope, record: Record, send: Send
+    ) -> Reply | Choices:
+        if ask.choices:
+            return Choices(send, self._api.choices(ask.choices, record.request_id), record)
+        spelled = self._api.answer(ask, record.request_id)
+        reply = Reply(send, write_of(scope), spelled, record, stream=ask.stream)
+        reply.at_end = partial(self._keep, ask, spelled, caller)
+        return reply
 
     async def _keep(self, ask: Ask, spelled: Spelled, caller: Caller) -> None:
         """The answer is whole, and its end not told yet. Most APIs keep nothing of it."""
@@ -256,7 +281,7 @@ class Reply:
         self._spelled = spelled
         self._record = record
         self._stream = stream
-        self._begun = False  # the status is out
+        self.begun = False  # the status is out
         self._pieces: list[Piece] = []  # of an answer that is not streamed
 
     async def run(self, walk: Walk, ask: Ask, caller: Caller) -> None:
@@ -287,7 +312,7 @@ class Reply:
     def tell_nowait(self, text: str) -> bool:
         """Say more text, if that takes no waiting; whether it was said."""
         if self._stream:
-            frame = self._spelled.text_frame(text) if self._begun else b""
+            frame = self._spelled.text_frame(text) if self.begun else b""
             if not frame or not self._write_nowait(frame):
                 return False
             self._spelled.told(text)
@@ -298,7 +323,7 @@ class Reply:
 
     async def fail(self, failure: Failure) -> None:
         """With a status of its own while that is possible, else as the end of the stream."""
-        if not self._begun:
+        if not self.begun:
             raise failure
         self._record.outcome, self._record.detail = failure.code.value, failure.detail
         broke = Broke(code=failure.code, detail=failure.detail)
@@ -312,11 +337,11 @@ class Reply:
         more = not isinstance(last, End | Broke)
         if more and not data:
             return
-        if not self._begun:
-            self._begun = True
+        if not self.begun:
+            self.begun = True
             await start_events(self._send, region)
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
     async def _whole(self, data: bytes, region: str) -> None:
-        self._begun = True
+        self.begun = True
         await send_whole(self._send, data, region)

@@ -140,9 +140,11 @@ GENERATION_OUTPUT: Schema = {
         TEXT | {"contentMediaType": "text/event-stream"},
     ]
 }
+FALLBACKS = _list(TEXT | {"minLength": 1, "maxLength": 128}, maxItems=7)
 CHAT_INPUT: Schema = _obj(
     {
         "model": TEXT,
+        "models": FALLBACKS,
         "messages": MESSAGES,
         **_ranges(OPENAI),
         **_COMMON,
@@ -160,6 +162,7 @@ _WORDS = TEXT | {"minLength": 1}
 COMPLETION_INPUT: Schema = _obj(
     {
         "model": TEXT,
+        "models": FALLBACKS,
         "prompt": {"anyOf": [_WORDS, _list(_WORDS, minItems=1), _IDS, _list(_IDS, minItems=1)]},
         **_ranges(OPENAI),
         **_COMMON,

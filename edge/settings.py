@@ -41,6 +41,8 @@ class Settings:
     result_days: float = 7.0  # that answers of jobs, and files, are kept
     log_days: float = 30.0  # that request logs are kept
     allow_private_webhooks: bool = False  # also URLs that only this host or network can reach
+    limits: str = "off"  # of every account: a name in edge.limits.PRESETS
+    cors_origins: tuple[str, ...] = ("*",)  # web pages that may ask; none: no headers for them
 
 
 class EdgeTable(Struct, frozen=True, kw_only=True):
@@ -59,6 +61,8 @@ class EdgeTable(Struct, frozen=True, kw_only=True):
     result_days: Annotated[float, Meta(gt=0)] | None = None
     log_days: Annotated[float, Meta(gt=0)] | None = None
     allow_private_webhooks: bool | None = None
+    limits: Literal["off", "workers-ai"] | None = None
+    cors_origins: tuple[str, ...] | None = None
 
 
 class RegionRow(Struct, frozen=True, kw_only=True):
@@ -85,8 +89,12 @@ class Fleet(Struct, frozen=True, kw_only=True):
 def settings_of(fleet: Fleet, flags: Mapping[str, Any], **given: Any) -> Settings:
     """Defaults, over which goes what the fleet file says, over which go the flags."""
     table = {
-        name: value for name in EdgeTable.__struct_fields__ if (value := getattr(fleet.edge, name))
+        name: value
+        for name in EdgeTable.__struct_fields__
+        if (value := getattr(fleet.edge, name)) is not None
     }
+    if not table["trusted_proxies"]:
+        del table["trusted_proxies"]
     if "geo_db" in table:
         table["geo_db"] = Path(table["geo_db"]).expanduser()
     return Settings(regions=fleet.regions, **given, **(table | dict(flags)))

@@ -57,6 +57,7 @@ def parse_fields(fields: Fields, model: str) -> Ask:
         stream=fields.flag("stream") or False,
         stops=options.stops(fields),
         grammar=formats.grammar(fields),
+        reject_if_busy=options.rejects_if_busy(fields),
         sampling=options.sampling(fields, options.NATIVE),
     )
 

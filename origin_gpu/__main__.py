@@ -24,6 +24,7 @@ from origin_gpu.settings import (
     parse_ways,
     parse_worker,
 )
+from origin_gpu.waits import MAX_WAIT_S
 from routing import logs
 from routing.drain import GRACE_S
 
@@ -74,6 +75,10 @@ def front(  # noqa: PLR0913  one parameter a flag
     port: Port = 0,
     fd: Fd = None,
     grace_s: Grace = GRACE_S,
+    max_wait_s: Annotated[
+        float,
+        typer.Option(help="Longest expected wait for a first token; 0: no bound.", min=0.0),
+    ] = MAX_WAIT_S,
 ) -> None:
     """The door of a region: requests from edges go to its workers."""
     from origin_gpu.front import run
@@ -97,6 +102,7 @@ def front(  # noqa: PLR0913  one parameter a flag
             port=port,
             fd=fd,
             grace_s=grace_s,
+            max_wait_s=max_wait_s,
         )
     )
 

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from time import monotonic
 
 import anyio
 import httpx2
@@ -29,8 +30,9 @@ from origin_gpu.journal import Journal, open_journal
 from origin_gpu.metrics import FrontMetrics, PoolCollector
 from origin_gpu.passage import Passage
 from origin_gpu.pool import NameTaken, Pool
-from origin_gpu.report import region_report, served_models
+from origin_gpu.report import region_report, room, served_models, serving
 from origin_gpu.settings import FrontSettings, parse_workers
+from origin_gpu.waits import Line, Turn
 from routing import wire
 from routing.drain import Drain
 from routing.errors import Code, Failure
@@ -68,15 +70,25 @@ class Front:
         self._epoch = uuid.uuid4().hex
         self._in_flight = 0
         self._seen_models: set[str] = set()  # bounds the metrics' labels
+        self._lines: dict[str, Line] = {}  # by model
 
     async def serve(self, stream: Stream[wire.Generate, wire.Event]) -> None:
         """Answer one request, and say how it went. Raises Failure."""
         self._drain.check()
-        passage = Passage(self._pool, stream, local_tokens=self._settings.local_tokens)
+        turn: Turn | None = None
+
+        def on_first() -> None:
+            if turn is not None:
+                turn.start(monotonic())
+
+        passage = Passage(
+            self._pool, stream, local_tokens=self._settings.local_tokens, on_first=on_first
+        )
         outcome: str = Code.INTERNAL
         self._in_flight += 1
         self._metrics.in_flight.inc()
         try:
+            turn = self._enter(stream.request)
             await passage.carry()
             outcome = passage.reason or outcome
         except Failure as failure:
@@ -86,11 +98,28 @@ class Front:
             outcome = Code.ABORTED
             raise
         finally:
+            if turn is not None:
+                turn.leave()
             self._in_flight -= 1
             self._metrics.in_flight.dec()
             self._record(passage, outcome)
             if self._journal is not None:
                 self._journal.note(passage, outcome)
+
+    def _enter(self, request: wire.Generate) -> Turn | None:
+        """A place among those who wait for the request's model, where workers serve it. Failure
+        where that would be for too long."""
+        model, ready = request.model, self._pool.candidates()
+        if model not in self._lines:
+            if all(it.model != model for it in served_models(ready)):
+                return None
+            self._lines[model] = Line(self._settings.max_wait_s)
+        return self._lines[model].enter(
+            request.priority,
+            monotonic(),
+            idle=room(serving(ready, model), "idle") > 0,
+            begun=bool(request.generated_ids),
+        )
 
     def report(self) -> RegionReport:
         """What the region would say of itself now."""
@@ -105,7 +134,13 @@ class Front:
             ready=bool(served_models(ready)),
             in_flight=self._in_flight,
         )
-        return region_report(front, self._pool.reports(), ready)
+        now = monotonic()
+        rooms = (
+            line.room(now, idle=room(serving(ready, model), "idle") > 0)
+            for model, line in self._lines.items()
+        )
+        most = min((it for it in rooms if it is not None), default=None)
+        return region_report(front, self._pool.reports(), ready, most=most)
 
     @property
     def unready(self) -> str | None:
@@ -124,6 +159,8 @@ class Front:
         self._metrics.tokens.labels(model, "output").inc(new_tokens)
         if passage.ttft_s is not None:
             self._metrics.ttft_s.labels(model).observe(passage.ttft_s)
+            if passage.reason is not None and (line := self._lines.get(request.model)):
+                line.answered(passage.elapsed_s - passage.ttft_s)
         if passage.way is not None:
             self._metrics.placements.labels(passage.way).inc()
         expected = self._metrics.cached_tokens.labels("expected")

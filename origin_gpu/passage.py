@@ -47,8 +47,14 @@ class Passage:
     """Carries one request, and knows how far it has come."""
 
     def __init__(
-        self, pool: Pool, stream: Stream[wire.Generate, wire.Event], *, local_tokens: int = 0
+        self,
+        pool: Pool,
+        stream: Stream[wire.Generate, wire.Event],
+        *,
+        local_tokens: int = 0,
+        on_first: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_first` is called when the first token made here is there."""
         self.request = stream.request
         self.ids = list(self.request.generated_ids)  # the output so far
         self.cached_tokens = 0
@@ -60,6 +66,7 @@ class Passage:
         self.second_try: Failure | None = None  # what made one necessary
         self.way: Way | None = None  # in which it was placed first
         self._local_tokens = local_tokens
+        self._on_first = on_first
         self._known: dict[str, int] = {}  # worker: tokens of the request that it should have
         self._pool = pool
         self._stream = stream
@@ -255,6 +262,7 @@ class Passage:
     def _pass_on(self, tokens: wire.Tokens) -> None:
         if self.ttft_s is None:
             self.ttft_s = monotonic() - self._began
+            self._on_first()
         self.ids += tokens.ids
         self._stream.send(tokens)
 

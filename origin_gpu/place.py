@@ -30,6 +30,7 @@ class Candidate:
     models: tuple[ModelReport, ...]
     layout_digest: str  # KV passes only between workers that have the same
     room: int  # requests it would still take
+    idle: int = 1  # of which so many would begin at once
     tokens_in_flight: int
     cached_tokens: int = 0  # of this request, as far as is known: it may be less, and takes longer
 
@@ -69,7 +70,7 @@ def place(
     if not _ways(serving, lone=lone):
         detail = "no prefill worker of {} has a decode worker with the same KV layout"
         raise Failure(Code.INCOMPATIBLE, detail.format(request.model))
-    able = [it for it in serving if it.room > 0]
+    able = [it for it in serving if it.room > 0 and (it.idle > 0 or not request.never_waits)]
     order = _Order(request, able)
     ways = _ways(able, order, lone=lone)
     if not ways:

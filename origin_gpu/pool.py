@@ -37,11 +37,15 @@ class Charge:
     def __init__(self, member: Member, num_tokens: int) -> None:
         self._member = member
         self._num_tokens = num_tokens
+        self._is_open = True
         member.tokens_in_flight += num_tokens
+        member.num_charged += 1
 
     def end(self) -> None:
-        self._member.tokens_in_flight -= self._num_tokens
-        self._num_tokens = 0
+        if self._is_open:
+            self._is_open = False
+            self._member.tokens_in_flight -= self._num_tokens
+            self._member.num_charged -= 1
 
     def __enter__(self) -> Self:
         return self
@@ -61,6 +65,7 @@ class Member:
         self.watched: Watched | None = None  # what it said last; None while it is away
         self.kv_address: str | None = None  # kept while it is away
         self.tokens_in_flight = 0
+        self.num_charged = 0  # requests that these tokens are of
         self.watching: Call | None = None
         self.watch_ended = Wake()
         self.leaving = False  # it gets nothing new, and is forgotten when it has nothing left
@@ -77,9 +82,16 @@ class Member:
             models=report.models,
             layout_digest=self.watched.layout_digest,
             room=max(0, report.max_waiting - report.waiting),
+            idle=self._idle(report),
             tokens_in_flight=self.tokens_in_flight,
             cached_tokens=cached_tokens,
         )
+
+    def _idle(self, report: ProcessReport) -> int:
+        """Requests that could begin there at once: counted here, for reports are a little late."""
+        if report.waiting:
+            return 0
+        return max(0, report.max_running - self.num_charged) if report.max_running else 1
 
     def caches(self, model: str) -> tuple[str, int] | None:
         """Digest of the model, and tokens of a block, as far as it has any of it in blocks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
@@ -11,27 +12,36 @@ from routing.region import ModelReport, ProcessReport, RegionReport
 
 
 def region_report(
-    front: ProcessReport, workers: Sequence[ProcessReport], ready: Sequence[Candidate]
+    front: ProcessReport,
+    workers: Sequence[ProcessReport],
+    ready: Sequence[Candidate],
+    *,
+    most: int | None = None,
 ) -> RegionReport:
-    """The report of the region whose front says `front` of itself."""
+    """The report of the region whose front says `front` of itself, and would take `most` more."""
     models = served_models(ready)
     served = {it.model for it in models}
     loading = sorted({name for it in workers for name in it.loading} - served)
     return RegionReport(
         region=front.region,
         epoch=front.epoch,
-        room=room(ready),
+        room=room(ready) if most is None else min(most, room(ready)),
         models=models,
         processes=(msgspec.structs.replace(front, models=models), *workers),
         loading=tuple(loading),
     )
 
 
-def room(ready: Sequence[Candidate]) -> int:
-    """Requests that would still be taken: a split one needs room at both its ends."""
+def serving(ready: Sequence[Candidate], model: str) -> list[Candidate]:
+    return [it for it in ready if any(served.model == model for served in it.models)]
+
+
+def room(ready: Sequence[Candidate], what: Literal["room", "idle"] = "room") -> int:
+    """Requests that would still be taken, or begin at once: a split one needs that at both its
+    ends."""
     by_role: dict[str, int] = {}
     for it in ready:
-        by_role[it.role] = by_role.get(it.role, 0) + it.room
+        by_role[it.role] = by_role.get(it.role, 0) + getattr(it, what)
     both = by_role.pop("both", None)
     split = min(by_role.values(), default=0)
     if len(by_role) == 1 and both is not None:  # half of a pair is used where nothing else is

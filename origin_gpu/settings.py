@@ -10,6 +10,7 @@ from typing import Annotated, Literal, cast, get_args
 import msgspec
 from msgspec import Meta, Struct
 
+from origin_gpu.waits import MAX_WAIT_S
 from routing.drain import GRACE_S
 
 WorkerRole = Literal["prefill", "decode", "both"]
@@ -46,6 +47,7 @@ class FrontSettings:
     port: int = 0  # 0: any free one
     fd: int | None = None  # of an inherited listening socket, in the place of host and port
     grace_s: float = GRACE_S  # that requests have to end once it is told to stop
+    max_wait_s: float = MAX_WAIT_S  # expected before a first token: over it, refused; 0: no bound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

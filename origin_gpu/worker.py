@@ -103,6 +103,8 @@ class Worker:
             if role != "decode":  # whose first half is done, here in the region
                 self.drain.check()
             self._check(request)
+            if role != "decode" and request.never_waits:
+                self._check_idle()
             self.in_flight += 1
             try:
                 with anyio.fail_after(request.budget_s):
@@ -163,6 +165,7 @@ class Worker:
             total_blocks=gauges.total_blocks,
             prompt_tokens_computed=gauges.prompt_tokens_computed,
             max_waiting=self.settings.max_waiting,
+            max_running=self.settings.max_running,
             models=models,
             loading=() if hello or self.drain.begun else (self.settings.model,),
         )
@@ -184,6 +187,13 @@ class Worker:
                 f"{self.num_waiting} requests wait already, {self.settings.max_waiting} may",
                 retry_after_s=RETRY_AFTER_S,
             )
+
+    def _check_idle(self) -> None:
+        """Raise Failure unless a request that comes now can begin at once."""
+        running = self.in_flight - self.door.num_held
+        if self.engine.gauges.waiting or running >= self.settings.max_running:
+            detail = f"{running} requests run already, {self.settings.max_running} may"
+            raise Failure(Code.NO_CAPACITY, detail, retry_after_s=RETRY_AFTER_S)
 
     def _record(self, role: str, request: wire.Generate, answered: Answered) -> None:
         total_s = answered.total_s

@@ -28,6 +28,14 @@ SourceText = Annotated[str, Meta(pattern=r"^(pypi|hf|path):.")]
 Words = Annotated[str, Meta(min_length=1)]
 
 
+class Price(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a million tokens cost, in neurons (1,000 of which are 0.011 USD at Workers AI)."""
+
+    input: Annotated[float, Meta(ge=0)]
+    output: Annotated[float, Meta(ge=0)] = 0.0
+    cached: Annotated[float, Meta(ge=0)] | None = None  # of the prompt; None: a fifth of `input`
+
+
 class ModelRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One model, as an operator may offer it."""
 
@@ -38,6 +46,7 @@ class ModelRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     precision: Words  # what the weights really are, for people to read
     context_window: Annotated[int, Meta(gt=0)]  # tokens
     task: Literal["text-generation"] = "text-generation"
+    price: Price | None = None  # None: derived from the model's size
     sha256: Digest | None = None  # of the fetched file
     model_digest: Digest | None = None  # SHA-256 of the model folder's weights
 

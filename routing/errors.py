@@ -31,6 +31,8 @@ class Code(StrEnum):
     TIMEOUT = "timeout"
     ABORTED = "aborted"
     NO_CAPACITY = "no_capacity"
+    RATE_LIMITED = "rate_limited"
+    QUOTA = "quota"
     UNAVAILABLE = "unavailable"
     LOST = "lost"
     DRAINING = "draining"
@@ -67,6 +69,10 @@ _MEANINGS = {
     Code.NO_CAPACITY: Meaning(
         status=429, public=3040, elsewhere=True, openai_type="rate_limit_error"
     ),
+    # Too many requests of one account or key. AI Gateway's code; Workers AI documents none.
+    Code.RATE_LIMITED: Meaning(status=429, public=2003, openai_type="rate_limit_error"),
+    # What an account or key may use in a day or month is used up.
+    Code.QUOTA: Meaning(status=429, public=3036, openai_type="insufficient_quota"),
     # The region is up and says that it has nothing ready for this model.
     Code.UNAVAILABLE: Meaning(status=503, public=7009, elsewhere=True, openai_type=_SERVER),
     # The process that was asked is gone, or its link is.

@@ -53,6 +53,8 @@ class EdgeRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cold_s: Annotated[float, Meta(ge=0)] | None = None  # for a model that is being loaded
     stalled_reader_s: Annotated[float, Meta(gt=0)] | None = None  # clients that take nothing
     grace_s: Annotated[float, Meta(gt=0)] | None = None  # for requests, once it is told to stop
+    limits: Literal["off", "workers-ai"] | None = None  # of what each account may use
+    cors_origins: tuple[str, ...] | None = None  # web pages that may ask
 
 
 EDGE_READS = tuple(name for name in EdgeRow.__struct_fields__ if name not in {"host", "port"})

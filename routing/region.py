@@ -49,6 +49,7 @@ class ProcessReport(Struct, frozen=True, kw_only=True):
     total_blocks: int = 0
     prompt_tokens_computed: int = 0  # since start: forward-pass tokens that belonged to a prompt
     max_waiting: int = 0  # requests it queues before it refuses
+    max_running: int = 0  # requests it computes at a time; 0: not said
     models: tuple[ModelReport, ...] = ()
     loading: tuple[str, ...] = ()  # models that it will serve once they are loaded
 

@@ -57,9 +57,15 @@ class Generate(Struct, frozen=True, kw_only=True, tag="generate"):
     sampling: Sampling  # max_tokens counts generated_ids too
     grammar: Grammar | None = None
     adapter: str | None = None
-    priority: int = 0  # higher goes first
+    priority: int = 0  # higher goes first; below 0: for capacity that nobody else wants
+    reject_if_busy: bool = False  # refuse (NO_CAPACITY) what could not begin at once
     affinity: bytes = b""  # of its session or beginning: equal ones go to the same worker
     budget_s: float  # time left, not a time of day: clocks differ between machines
+
+    @property
+    def never_waits(self) -> bool:
+        """Whether it is refused where it would have to wait for others."""
+        return self.reject_if_busy or self.priority < 0
 
 
 class Logprob(Struct, frozen=True, array_like=True):

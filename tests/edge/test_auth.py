@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from edge import auth, keys
 from edge.auth import Tenant, Verifier
+from edge.limits import parse_limit
 from routing.errors import Code, Failure
 
 NOW = 1_700_000_000.0
@@ -121,6 +122,28 @@ class TestKeys:
             create(folder, account)
         assert not folder.exists()
 
+    def test_what_a_key_may_is_in_the_key(self, folder: Path, clock: Clock) -> None:
+        limits = ("text-generation=600/min", "usd=5/month")
+        key = create(folder, grant=keys.Grant(limits=limits, priority=-3))
+        tenant = Verifier(folder, clock).tenant(f"Bearer {key}", "acme")
+        assert tenant.limits == tuple(map(parse_limit, limits))
+        assert tenant.priority == -3
+        (issued,) = keys.listing(folder)
+        assert (issued.limits, issued.priority) == (limits, -3)
+
+    @pytest.mark.parametrize(
+        ("grant", "says"),
+        [
+            ({"limits": ("requests=5/day",)}, "by s, min or hour"),
+            ({"limits": ("much",)}, "NAME=COUNT/PERIOD"),
+            ({"priority": 101}, "-100 to 100"),
+            ({"priority": -101}, "-100 to 100"),
+        ],
+    )
+    def test_what_no_key_may_say(self, grant: dict[str, Any], says: str) -> None:
+        with pytest.raises(ValueError, match=says):
+            keys.Grant(**grant)
+
     @pytest.mark.parametrize("days", [0, -1, 36_501])
     def test_a_key_lasts_some_days(self, folder: Path, days: int) -> None:
         with pytest.raises(ValueError, match="days"):
@@ -212,6 +235,9 @@ class TestRefusals:
             {"sub": "a/b"},
             {"scopes": []},
             {"scopes": ["ai:read"]},
+            {"limits": "requests=5/min"},
+            {"limits": ["requests=5/year"]},  # not ours to guess
+            {"priority": "high"},
         ],
     )
     def test_claims_that_say_too_little(

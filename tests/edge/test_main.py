@@ -53,6 +53,8 @@ def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
         (("key", "revoke", "nonsense"), "neither a key"),
         (("serve", "--fleet", "nowhere.toml", "--secret-file", "s"), "nowhere.toml"),
         (("key", "create", "--account", "a", "--days", "0"), "days"),
+        (("key", "create", "--account", "a", "--limit", "much"), "NAME=COUNT/PERIOD"),
+        (("key", "create", "--account", "a", "--priority", "999"), "-100 to 100"),
     ],
 )
 def test_mistakes_are_told_in_words(tmp_path: Path, words: tuple[str, ...], says: str) -> None:

@@ -23,7 +23,8 @@ def test_every_setting_of_the_file_is_there_with_its_default() -> None:
     assert set(rows) == set(EdgeTable.__struct_fields__)
     settings = Settings(regions=(), secret="", keys_dir=EDGE, cache_dir=EDGE)
     assert rows.pop("allow_private_webhooks") == "false"
-    for name in set(rows) - {"trusted_proxies", "geo_db"}:
+    assert (rows["cors_origins"],) == settings.cors_origins
+    for name in set(rows) - {"trusted_proxies", "geo_db", "cors_origins"}:
         default = getattr(settings, name)
         assert type(default)(rows[name]) == default
 

@@ -50,6 +50,7 @@ async def no_gate(request: wire.Generate, index: int) -> None:
 @dataclass(eq=False)
 class CountingRegion:
     name: str = "weur"
+    model: str = MODEL
     place: Place = field(default_factory=lambda: Place(52.37, 4.90))
     room: int = 8
     serves: bool = True  # its model; else none, as while its engines start again
@@ -113,7 +114,7 @@ class CountingRegion:
 
     async def _report(self, request: Request) -> Response:
         model = ModelReport(
-            model=MODEL,
+            model=self.model,
             model_digest=self.model_digest,
             tokenizer_digest=(self.reported or self.assets).digest,
             context_window=self.window,

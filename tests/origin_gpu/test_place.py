@@ -53,6 +53,21 @@ def test_a_pair_shares_the_request() -> None:
     assert place([PREFILL, DECODE], REQUEST) == Split("p", "d")
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        msgspec.structs.replace(REQUEST, reject_if_busy=True),
+        msgspec.structs.replace(REQUEST, priority=-1),
+    ],
+)
+def test_who_never_waits_goes_only_where_it_begins_at_once(request_: wire.Generate) -> None:
+    busy = replace(DECODE, idle=0)
+    assert place([PREFILL, busy], REQUEST) == Split("p", "d")
+    assert failure([PREFILL, busy], request_).code is Code.NO_CAPACITY
+    other = replace(DECODE, name="d1", tokens_in_flight=900)
+    assert place([PREFILL, busy, other], request_) == Split("p", "d1")
+
+
 def test_a_worker_of_both_roles_keeps_it_whole() -> None:
     assert place([BOTH], REQUEST) == Whole("b")
 

@@ -114,12 +114,12 @@ async def test_a_watch_that_a_worker_ends_is_opened_again() -> None:
 
 def test_a_charge_ends_once() -> None:
     member = Member.__new__(Member)
-    member.tokens_in_flight = 5
+    member.tokens_in_flight, member.num_charged = 5, 1
     with Charge(member, 100) as charge:
-        assert member.tokens_in_flight == 105
+        assert (member.tokens_in_flight, member.num_charged) == (105, 2)
         charge.end()
-        assert member.tokens_in_flight == 5
-    assert member.tokens_in_flight == 5
+        assert (member.tokens_in_flight, member.num_charged) == (5, 1)
+    assert (member.tokens_in_flight, member.num_charged) == (5, 1)
 
 
 def test_a_worker_is_named_on_the_command_line() -> None:

@@ -345,6 +345,20 @@ async def test_a_full_queue_refuses(tmp_path: Path) -> None:
         assert sorted(len(ids(it)) for it in answers) == [0] * 3 + [30] * 5
 
 
+async def test_who_never_waits_is_refused_where_all_rows_are_taken(tmp_path: Path) -> None:
+    async with (
+        local_worker(tmp_path, step_s=0.02, max_running=1) as w,
+        w.link.open(w.generate(65, max_tokens=80)) as ahead,
+    ):
+        assert await anext(aiter(ahead)) == wire.Started(0)
+        for more in ({"reject_if_busy": True}, {"priority": -1}):
+            detail = fault(await w.ask(w.generate(80, **more)), Code.NO_CAPACITY)
+            assert detail == "1 requests run already, 1 may"
+        with anyio.fail_after(PATIENCE_S):
+            assert len(ids([event async for event in ahead])) == 80
+        assert len(ids(await w.ask(w.generate(80, max_tokens=5, reject_if_busy=True)))) == 5
+
+
 async def test_when_its_time_is_up_a_request_is_dropped(tmp_path: Path) -> None:
     async with local_worker(tmp_path, step_s=0.02) as w:
         events = await w.ask(w.generate(65, max_tokens=5000, budget_s=0.5))

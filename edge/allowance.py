@@ -1,0 +1,87 @@
+"""What is left to each account and key: asked before a request is answered, charged at its end.
+
+Counting is done by a thread, behind one lock: never on the event loop. With no limit that holds for
+a request, it costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import anyio
+from anyio import CapacityLimiter, to_thread
+
+from edge.auth import Tenant
+from edge.ledger import completion_tokens
+from edge.limits import Limit, Rule, headers_of, rules_of
+from edge.meter import Meter, Used
+from edge.metrics import Record
+from edge.prices import USD_A_NEURON, Prices
+
+
+class Allowance:
+    """`limits` hold for every account."""
+
+    def __init__(self, limits: Sequence[Limit], meter: Meter, prices: Prices) -> None:
+        self._limits = limits
+        self._meter = meter
+        self._prices = prices
+        self._pending: list[tuple[Rule, Used]] = []  # not counted yet
+        self._noted = anyio.Event()
+        self._one = CapacityLimiter(1)
+
+    async def admit(self, record: Record, tenant: Tenant, model: str) -> None:
+        """Count the request. Failure(RATE_LIMITED or QUOTA) where it may not be answered now."""
+        rules = rules_of(
+            tenant.account,
+            tenant.key_id,
+            of_key=tenant.limits,
+            of_account=self._limits,
+            model=model,
+            task=self._prices.task(model),
+        )
+        if not rules:
+            return
+        charges = self._take()
+        standings, failure = await to_thread.run_sync(
+            self._meter.admit, rules, charges, limiter=self._one
+        )
+        record.headers += headers_of(standings)
+        if failure is not None:
+            raise failure
+        record.rules = tuple(rule for rule in rules if rule.limit.is_amount)
+
+    def note(self, record: Record) -> None:
+        """The request has ended: it is counted soon, and before this process admits another."""
+        if not record.rules or not record.tries.answers:
+            return
+        prompt, completion = record.num_prompt, completion_tokens(record)
+        neurons = self._prices.neurons(
+            record.served_model or "",
+            prompt=prompt,
+            cached=record.tries.cached_tokens,
+            completion=completion,
+        )
+        used = {
+            "tokens": float(prompt + completion),
+            "neurons": neurons,
+            "usd": neurons * USD_A_NEURON,
+        }
+        self._pending += [(rule, used) for rule in record.rules]
+        self._noted.set()
+
+    async def run(self) -> None:
+        """Count what has ended, until cancelled."""
+        while True:
+            await self._noted.wait()
+            self._noted = anyio.Event()
+            await to_thread.run_sync(self._meter.charge, self._take(), limiter=self._one)
+
+    def close(self) -> None:
+        """Count what is left."""
+        self._meter.charge(self._take())
+        self._meter.close()
+
+    def _take(self) -> list[tuple[Rule, Used]]:
+        pending, self._pending = self._pending, []
+        return pending
