@@ -53,6 +53,10 @@ class EdgeRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cold_s: Annotated[float, Meta(ge=0)] | None = None  # for a model that is being loaded
     stalled_reader_s: Annotated[float, Meta(gt=0)] | None = None  # clients that take nothing
     grace_s: Annotated[float, Meta(gt=0)] | None = None  # for requests, once it is told to stop
+    batch_in_flight: Annotated[int, Meta(ge=1)] | None = None  # queued requests asked at once
+    result_days: Annotated[float, Meta(gt=0)] | None = None  # that jobs' answers are kept
+    log_days: Annotated[float, Meta(gt=0)] | None = None  # that request logs are kept
+    allow_private_webhooks: bool | None = None  # URLs that only this host or network can reach
     limits: Literal["off", "workers-ai"] | None = None  # of what each account may use
     cors_origins: tuple[str, ...] | None = None  # web pages that may ask
 
