@@ -30,6 +30,7 @@ _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _ERROR_TYPES = {
     Code.UNKNOWN_MODEL: "not_found_error",
     Code.NO_ROUTE: "not_found_error",
+    Code.NOT_FOUND: "not_found_error",
     Code.UNAUTHENTICATED: "authentication_error",
     Code.TOO_LARGE: "request_too_large",
     Code.TIMEOUT: "timeout_error",

@@ -39,7 +39,6 @@ from edge.places import Places
 from edge.prices import Prices
 from edge.request_logs import RequestLogs
 from edge.response import JSON
-from edge.responses_file import ResponsesFile
 from edge.responses_store import ResponsesStore
 from edge.run import (
     Anthropic,
@@ -84,7 +83,7 @@ class _Parts:
     prices: Prices
     service: Service
     stored: Stored | None
-    responses: ResponsesFile
+    responses: ResponsesStore
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncGenerator[None, None]:
@@ -103,7 +102,6 @@ class _Parts:
         if self.stored is not None:
             await self.stored.close()
         self.service.places.close()
-        self.responses.close()
         await to_thread.run_sync(self.service.allowance.close)
         if self.ledger is not None:
             await to_thread.run_sync(self.ledger.close)
@@ -114,7 +112,7 @@ class _Parts:
         pages = Pages(watch=self.watch, verifier=verifier, catalogue=self.catalogue)
         return [
             *_run_routes(service, self.stored),
-            *_response_routes(service, ResponsesStore(self.responses, unix_time)),
+            *_response_routes(service, self.responses),
             *(self.stored.routes(AI) if self.stored else ()),
             Route(f"{AI}/usage", usage.get),
             *_operator_routes(service, self.watch, self.metrics),
@@ -150,7 +148,7 @@ def _parts(settings: Settings, drain: Drain) -> _Parts:
     watch = Watch(settings.regions, settings.secret, client)
     texts = TextStore(settings.cache_dir / "assets", watch.text_assets)
     ledger = open_ledger(settings.ledger, unix_time) if settings.ledger else None
-    beside = settings.ledger and settings.ledger.with_name("responses.sqlite")
+    store = Store(settings.store) if settings.store else None
     logs = RequestLogs(unix_time) if settings.store else None
     metrics = Metrics(watch, ledger)
     drain.num_left = lambda: metrics.num_in_flight
@@ -182,8 +180,8 @@ def _parts(settings: Settings, drain: Drain) -> _Parts:
         catalogue=catalogue,
         prices=prices,
         service=service,
-        stored=_stored(service, logs),
-        responses=ResponsesFile(beside),
+        stored=_stored(store, service, logs),
+        responses=ResponsesStore(store, unix_time),
     )
 
 
@@ -212,14 +210,14 @@ def _response_routes(service: Service, store: ResponsesStore) -> list[Route]:
     return [route for routes in made for v1 in V1S for route in routes(v1, service, store)]
 
 
-def _stored(service: Service, logs: RequestLogs | None) -> Stored | None:
-    if service.settings.store is None or logs is None:
+def _stored(store: Store | None, service: Service, logs: RequestLogs | None) -> Stored | None:
+    if store is None or logs is None:
         return None
     checks: dict[str, Check] = {
         "/v1/chat/completions": openai.parse,
         "/v1/completions": completions.parse,
     }
-    return Stored(Store(service.settings.store), service, logs, unix_time, checks)
+    return Stored(store, service, logs, unix_time, checks)
 
 
 def _allowance(settings: Settings, prices: Prices) -> Allowance:

@@ -108,7 +108,7 @@ def _later_apis(v1: str) -> dict[str, Any]:
         "delete": _get("Forget a stored response.", _OBJECT),
     }
     for operation in (items, *stored.values()):
-        operation["responses"] |= _refusals(Code.NO_ROUTE)
+        operation["responses"] |= _refusals(Code.NOT_FOUND)
     told = _refusals(error=_ANTHROPIC_ERROR)
     counted = _post("Tokens of a prompt.", schemas.COUNT_INPUT, _OBJECT, told)
     return {

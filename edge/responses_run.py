@@ -135,7 +135,7 @@ def routes(prefix: str, service: Service, store: ResponsesStore) -> list[Route]:
         account, response_id = _account(request, service), request.path_params["response_id"]
         stored = await store.get(account, response_id)
         if stored is None:
-            raise Failure(Code.NO_ROUTE, f"Response with id '{response_id}' not found.")
+            raise Failure(Code.NOT_FOUND, f"Response with id '{response_id}' not found.")
         return account, stored
 
     async def retrieve(request: Request) -> Response:

@@ -1,30 +1,30 @@
 """Responses that were asked to be stored: what `previous_response_id` and references go back to.
 
 An account sees its own alone. What was not used for a month is gone, and so are the oldest of an
-account that has stored too many or too much. Knows no HTTP, no file, and of a response only its id
+account that has stored too many or too much. Knows no HTTP, and of a response only its id
 and the one before it.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+from edge.store import Db, Store
+
 MOST_TURNS = 1000  # of one conversation
 _DAY_S = 86400.0
-_T = TypeVar("_T")
 
 _FIND = "SELECT body FROM responses WHERE id = ? AND account = ? AND forget > ?"
 _PUT = "INSERT INTO responses (id, account, body, created, forget) VALUES (?, ?, ?, ?, ?)"
 _USE = "UPDATE responses SET forget = ? WHERE id = ? AND account = ?"
 _DELETE = "DELETE FROM responses WHERE id = ? AND account = ? AND forget > ?"
-_FORGET = "DELETE FROM responses WHERE forget <= ?"
+_PRUNE = "DELETE FROM responses WHERE id IN (SELECT id FROM responses WHERE forget < ? LIMIT ?)"
 _OVER = """
 DELETE FROM responses WHERE account = ? AND id IN (
     SELECT id FROM (
@@ -33,13 +33,6 @@ DELETE FROM responses WHERE account = ? AND id IN (
     ) AS kept WHERE number > ? OR num_bytes > ?
 )
 """
-
-
-class Store(Protocol):
-    """Where the rows are: a table `responses` (id, account, body, created, forget)."""
-
-    async def read(self, work: Callable[[sqlite3.Connection], _T]) -> _T: ...
-    async def write(self, work: Callable[[sqlite3.Connection], _T]) -> _T: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +53,10 @@ class Stored(Struct, frozen=True, kw_only=True):
 
 
 class ResponsesStore:
-    """`clock` gives Unix seconds. Raises what its store raises."""
+    """`clock` gives Unix seconds. Raises StoreAway. Without a store nothing is kept."""
 
     def __init__(
-        self, store: Store, clock: Callable[[], float], bounds: Bounds | None = None
+        self, store: Store | None, clock: Callable[[], float], bounds: Bounds | None = None
     ) -> None:
         self._store = store
         self._clock = clock
@@ -72,33 +65,37 @@ class ResponsesStore:
 
     async def put(self, account: str, stored: Stored) -> None:
         """Any process finds it once this returns."""
+        if self._store is None:
+            return
         self._num_put += 1
         await self._store.write(partial(self._put, account, stored, msgspec.json.encode(stored)))
 
     async def get(self, account: str, response_id: str) -> Stored | None:
-        find = partial(_find, account, response_id, self._clock())
-        return await self._store.read(find)
+        if self._store is None:
+            return None
+        return await self._store.read(partial(_find, account, response_id, self._clock()))
 
     async def chain(self, account: str, response_id: str) -> list[Stored] | None:
         """The conversation up to this response, oldest first; None when not all of it is there."""
+        if self._store is None:
+            return None
         return await self._store.write(partial(self._chain, account, response_id))
 
     async def delete(self, account: str, response_id: str) -> bool:
         """Whether it was there."""
 
-        def work(db: sqlite3.Connection) -> bool:
+        def work(db: Db) -> bool:
             return db.execute(_DELETE, (response_id, account, self._clock())).rowcount > 0
 
-        return await self._store.write(work)
+        return self._store is not None and await self._store.write(work)
 
-    def _put(self, account: str, stored: Stored, body: bytes, db: sqlite3.Connection) -> None:
+    def _put(self, account: str, stored: Stored, body: bytes, db: Db) -> None:
         now, bounds = self._clock(), self._bounds
         db.execute(_PUT, (stored.id, account, body, now, self._forget(now)))
         if self._num_put % bounds.each == 0:
-            db.execute(_FORGET, (now,))
             db.execute(_OVER, (account, account, bounds.most, bounds.most_bytes))
 
-    def _chain(self, account: str, response_id: str, db: sqlite3.Connection) -> list[Stored] | None:
+    def _chain(self, account: str, response_id: str, db: Db) -> list[Stored] | None:
         now, found, wanted = self._clock(), list[Stored](), response_id
         while len(found) < MOST_TURNS:
             stored = _find(account, wanted, now, db)
@@ -115,6 +112,11 @@ class ResponsesStore:
         return now + self._bounds.days * _DAY_S
 
 
-def _find(account: str, response_id: str, now: float, db: sqlite3.Connection) -> Stored | None:
+def prune(db: Db, now: float, most: int) -> int:
+    """Drop what was not used for long, so many at most; how many that were."""
+    return db.execute(_PRUNE, (now, most)).rowcount
+
+
+def _find(account: str, response_id: str, now: float, db: Db) -> Stored | None:
     row = db.execute(_FIND, (response_id, account, now)).fetchone()
     return None if row is None else msgspec.json.decode(row[0], type=Stored)

@@ -70,6 +70,7 @@ INDEXES = {
     "replies_forget": "replies (forget)",
     "logs_account": "logs (account, started)",
     "logs_started": "logs (started)",
+    "responses_account": "responses (account, forget)",
     "responses_forget": "responses (forget)",
 }
 

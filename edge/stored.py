@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Scope
 
-from edge import files, jobs
+from edge import files, jobs, responses_store
 from edge.batch_files import BatchFiles
 from edge.batch_lines import Check
 from edge.envelope import envelope
@@ -114,7 +114,13 @@ class Stored:
     async def _prune(self) -> None:
         log_s = self._service.settings.log_days * 86_400
         while True:
-            for drop in (jobs.prune, files.prune, prune_replies, partial(prune_logs, log_s=log_s)):
+            for drop in (
+                jobs.prune,
+                files.prune,
+                responses_store.prune,
+                prune_replies,
+                partial(prune_logs, log_s=log_s),
+            ):
                 await self._prune_all(drop)
             await anyio.sleep(PRUNE_S)
 

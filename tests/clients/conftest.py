@@ -21,7 +21,8 @@ async def region() -> AsyncIterator[CountingRegion]:
 
 @pytest.fixture
 async def edge(tmp_path: Path, region: CountingRegion) -> AsyncIterator[EdgeClient]:
-    async with edge_over(tmp_path, [region.region]) as client:
+    store = tmp_path / "store.sqlite"
+    async with edge_over(tmp_path, [region.region], store=store) as client:
         yield client
 
 
@@ -35,5 +36,6 @@ async def regions() -> AsyncIterator[list[CountingRegion]]:
 
 @pytest.fixture
 async def edge_of_two(tmp_path: Path, regions: list[CountingRegion]) -> AsyncIterator[EdgeClient]:
-    async with edge_over(tmp_path, [region.region for region in regions]) as client:
+    store = tmp_path / "store.sqlite"
+    async with edge_over(tmp_path, [region.region for region in regions], store=store) as client:
         yield client

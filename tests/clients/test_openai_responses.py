@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
+import anyio
 import openai
 import pytest
 from openai.types.responses import Response
 
 from edge import keys
 from edge.app import unix_time
+from edge.store import AWAY_S
 from routing.errors import Code, Failure
 from tests.fakes.counting_region import MODEL, CountingRegion, Steps, refusing
 from tests.fakes.edge_client import NEAR_WEUR, EdgeClient, edge_over
@@ -177,7 +179,7 @@ async def test_two_edges_share_what_is_stored(
                 edge_over(
                     tmp_path,
                     [regions[0].region],
-                    ledger=tmp_path / "usage" / "ledger.sqlite",
+                    store=tmp_path / "store.sqlite",
                 )
             )
             client = openai.AsyncOpenAI(base_url=f"{edge.ai}/v1", api_key=edge.key)
@@ -198,13 +200,12 @@ async def test_a_store_that_is_away_costs_no_answer(
     tmp_path: Path, regions: list[CountingRegion]
 ) -> None:
     """Only what goes back to it is refused, and may be tried again."""
-    ledger = tmp_path / "usage" / "ledger.sqlite"
+    path = tmp_path / "store.sqlite"
     async with (
-        edge_over(tmp_path, [regions[0].region], ledger=ledger) as edge,
+        edge_over(tmp_path, [regions[0].region], store=path) as edge,
         openai.AsyncOpenAI(base_url=f"{edge.ai}/v1", api_key=edge.key, max_retries=0) as client,
     ):
         first = await client.responses.create(model=MODEL, input="hello", max_output_tokens=2)
-        path = ledger.with_name("responses.sqlite")
         with closing(sqlite3.connect(path)) as db:
             db.execute("ALTER TABLE responses RENAME TO elsewhere")
         second = await client.responses.create(model=MODEL, input="hello", max_output_tokens=2)
@@ -214,6 +215,7 @@ async def test_a_store_that_is_away_costs_no_answer(
         assert away.value.status_code == 503
         with closing(sqlite3.connect(path)) as db:
             db.execute("ALTER TABLE elsewhere RENAME TO responses")
+        await anyio.sleep(1.1 * AWAY_S)
         assert (await client.responses.retrieve(first.id)).output_text == "AB"
         with pytest.raises(openai.NotFoundError):
             await client.responses.retrieve(second.id)

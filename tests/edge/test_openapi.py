@@ -31,8 +31,8 @@ OPERATIONS = [(path, method) for path, methods in document()["paths"].items() fo
 @pytest.fixture
 async def edge(tmp_path: Path) -> AsyncIterator[EdgeClient]:
     region = CountingRegion()
-    ledger = tmp_path / "usage" / "ledger.sqlite"
-    async with running(region), edge_over(tmp_path, [region.region], ledger=ledger) as client:
+    kept = {"ledger": tmp_path / "usage" / "ledger.sqlite", "store": tmp_path / "store.sqlite"}
+    async with running(region), edge_over(tmp_path, [region.region], **kept) as client:
         yield client
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from edge.responses_file import ResponsesFile
-from edge.responses_store import Bounds, ResponsesStore, Stored
+from edge.responses_store import Bounds, ResponsesStore, Stored, prune
+from edge.store import Store
 
 DAY_S = 86400.0
 
@@ -28,10 +29,14 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def stores(tmp_path: Path, clock: Clock) -> Iterator[tuple[ResponsesStore, ResponsesStore]]:
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "store.sqlite"
+
+
+@pytest.fixture
+def stores(path: Path, clock: Clock) -> Iterator[tuple[ResponsesStore, ResponsesStore]]:
     bounds = Bounds(days=30, most=3, most_bytes=10_000, each=1)
-    path = tmp_path / "state" / "responses.sqlite"
-    files = ResponsesFile(path), ResponsesFile(path)
+    files = Store(path), Store(path)
     yield ResponsesStore(files[0], clock, bounds), ResponsesStore(files[1], clock, bounds)
     for file in files:
         file.close()
@@ -73,7 +78,7 @@ async def test_a_conversation_is_oldest_first_and_whole_or_not_there(
 
 
 async def test_what_is_not_used_for_a_month_goes(
-    stores: tuple[ResponsesStore, ResponsesStore], clock: Clock
+    stores: tuple[ResponsesStore, ResponsesStore], path: Path, clock: Clock
 ) -> None:
     one, _ = stores
     await one.put("a", turn("r1"))
@@ -81,9 +86,12 @@ async def test_what_is_not_used_for_a_month_goes(
     clock.now += 20 * DAY_S
     assert await one.chain("a", "r1")  # used
     clock.now += 20 * DAY_S
-    await one.put("c", turn("r2"))
     assert await one.get("a", "r1") is not None
     assert await one.get("b", "r0") is None
+    store = Store(path)
+    assert await store.write(partial(prune, now=clock(), most=9)) == 1
+    assert await store.write(partial(prune, now=clock() + 31 * DAY_S, most=9)) == 1
+    store.close()
 
 
 async def test_the_oldest_of_too_many_go_of_that_account_alone(
@@ -110,15 +118,9 @@ async def test_the_oldest_of_too_much_go(
     assert kept == [1, 2]
 
 
-async def test_without_a_file_it_is_kept_in_memory(clock: Clock) -> None:
-    file = ResponsesFile(None)
-    store = ResponsesStore(file, clock)
+async def test_without_a_store_nothing_is_kept(clock: Clock) -> None:
+    store = ResponsesStore(None, clock)
     await store.put("a", turn("r1"))
-    assert await store.get("a", "r1") == turn("r1")
-    file.close()
-
-
-def test_the_file_is_its_owners_alone(tmp_path: Path) -> None:
-    path = tmp_path / "responses.sqlite"
-    ResponsesFile(path).close()
-    assert path.stat().st_mode & 0o777 == 0o600
+    assert await store.get("a", "r1") is None
+    assert await store.chain("a", "r1") is None
+    assert not await store.delete("a", "r1")
