@@ -141,7 +141,7 @@ def test_without_a_gpu_auto_computes_on_the_cpu_and_says_why(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         assert loaded(folder, device="auto").device == "cpu"
-    (record,) = caplog.records
+    [record] = [it for it in caplog.records if "CPU" in it.message]  # it has no tokenizer either
     assert record.getMessage().startswith("computing on the CPU: ")
     with pytest.raises(NoDevice):
         loaded(folder, device="cuda")
