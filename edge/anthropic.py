@@ -36,6 +36,8 @@ _ERROR_TYPES = {
     Code.TIMEOUT: "timeout_error",
     Code.ABORTED: "timeout_error",
     Code.NO_CAPACITY: "rate_limit_error",
+    Code.RATE_LIMITED: "rate_limit_error",
+    Code.QUOTA: "rate_limit_error",
     Code.UNAVAILABLE: "overloaded_error",
     Code.LOST: "overloaded_error",
     Code.DRAINING: "overloaded_error",

@@ -17,7 +17,6 @@ LEAST_BYTES = 1024
 LEVEL = 5
 _INLINE_BYTES = 100_000  # about 2 ms; more is for a thread
 _TYPES = ("application/json", "text/")
-_NOT = "text/event-stream"
 _GZIP = re.compile(r"(?:^|,)\s*(?:x-)?gzip\s*(?:;\s*q=(?P<q>[\d.]+)\s*)?(?=,|$)", re.IGNORECASE)
 
 
@@ -68,7 +67,6 @@ def _is_whole(start: Message) -> bool:
         length.isdecimal()
         and int(length) >= LEAST_BYTES
         and kind.startswith(_TYPES)
-        and not kind.startswith(_NOT)
         and "content-encoding" not in headers
     )
 

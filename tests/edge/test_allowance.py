@@ -133,3 +133,21 @@ async def test_a_keys_priority_goes_with_its_requests(tmp_path: Path) -> None:
         await edge.raw("A")
     assert [(it.priority, it.reject_if_busy) for it in fake.asked] == [(-7, True), (0, False)]
     assert fake.asked[0].model == MODEL
+
+
+async def test_every_choice_is_charged_and_the_prompt_once(tmp_path: Path) -> None:
+    async with limited(tmp_path, "tokens=1000/day") as edge:
+        answer = await edge.chat("Hello", n=3, max_tokens=4)
+        used = answer.json()["usage"]["total_tokens"]
+        assert answer.headers["x-ratelimit-remaining-tokens"] == "1000"
+        answer = await edge.chat("Hello", max_tokens=1)
+        assert answer.headers["x-ratelimit-remaining-tokens"] == str(1000 - used)
+
+
+async def test_anthropics_clients_are_told_in_their_words(tmp_path: Path) -> None:
+    async with limited(tmp_path, "requests=0/min") as edge:
+        body = {"model": MODEL, "max_tokens": 3, "messages": [{"role": "user", "content": "A"}]}
+        answer = await edge.http.post(f"{edge.ai}/v1/messages", json=body, headers=edge.headers())
+        assert answer.status_code == 429
+        assert answer.json()["error"]["type"] == "rate_limit_error"
+        assert int(answer.headers["retry-after"]) == 60

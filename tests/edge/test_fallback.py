@@ -287,3 +287,39 @@ async def test_a_wrong_header_is_a_400(tmp_path: Path) -> None:
         assert (answer.status_code, answer.json()["errors"][0]["code"]) == (400, 5006)
         assert "cf-aig-max-attempts" in answer.json()["errors"][0]["message"]
         assert not first.asked
+
+
+async def test_several_choices_turn_to_another_model_together(tmp_path: Path) -> None:
+    def busy(region: CountingRegion) -> None:
+        region.gate = refusing(FULL)
+
+    async with two_models(tmp_path, busy) as (edge, first, second):
+        answer = await edge.chat("Hello", models=[OTHER], n=3, seed=5, max_tokens=4)
+        assert answer.status_code == 200
+        body = answer.json()
+        assert (body["model"], len(body["choices"])) == (OTHER, 3)
+        assert body["usage"]["completion_tokens"] == 12
+        assert answer.headers["cf-aig-model"] == OTHER
+        assert sorted(it.sampling.seed for it in second.asked) == [5, 6, 7]
+        assert {it.model for it in first.asked} == {MODEL}
+
+
+async def test_every_api_of_v1_takes_models(tmp_path: Path) -> None:
+    def busy(region: CountingRegion) -> None:
+        region.gate = refusing(FULL)
+
+    common = {"model": MODEL, "models": [OTHER], "max_tokens": 3}
+    turns = [{"role": "user", "content": "Hello"}]
+    bodies = {
+        "completions": common | {"prompt": "AB"},
+        "messages": common | {"messages": turns},
+        "responses": {"model": MODEL, "models": [OTHER], "input": "Hello"},
+    }
+    async with two_models(tmp_path, busy) as (edge, first, second):
+        for route, body in bodies.items():
+            body |= {"options": {"rejectIfBusy": True}}
+            answer = await edge.http.post(
+                f"{edge.ai}/v1/{route}", json=body, headers=edge.headers()
+            )
+            assert (answer.status_code, answer.json()["model"]) == (200, OTHER), route
+        assert all(it.reject_if_busy for it in (*first.asked, *second.asked))

@@ -66,7 +66,7 @@ def test_reasons_are_the_same() -> None:
 
 
 def test_a_sequence_has_the_fields_of_a_generate_but_for_those_of_one_side_only() -> None:
-    edge_only = {"tokenizer_digest", "budget_s"}  # checked at the worker's door
+    edge_only = {"tokenizer_digest", "budget_s", "reject_if_busy"}  # checked at the worker's door
     edge_only |= {"affinity"}  # the front's
     renamed = {"tenant_salt": "cache_salt"}
     joined = {"generated_ids"}  # follow the prompt in token_ids
