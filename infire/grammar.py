@@ -24,16 +24,18 @@ _logger = logging.getLogger(__name__)
 
 MOST_SOURCE_BYTES = 64 << 10
 _KEPT = 64  # templates, besides those in use
+_KEPT_FAULTS = 256
 
 # Between any two tokens of JSON, where none would do. Without an end a small model may go on with
 # spaces for ever; this lets lists be indented some levels deep.
 _SPACE = r"[ \n]{1,16}"
-# Of llguidance's defaults a fifth and less: with those, masks of hostile expressions take a second.
-# What is left is enough for a choice of thousands of texts.
+# Of llguidance's defaults half and less: with those, a mask of a hostile grammar takes a second,
+# now 0.1 s. What is left is enough for a choice of thousands of texts, or of a thousand objects.
 _LIMITS = LLParserLimits(
+    max_items_in_row=1000,
     initial_lexer_fuel=200_000,
     step_lexer_fuel=50_000,
-    step_max_items=20_000,
+    step_max_items=5_000,
     max_lexer_states=20_000,  # 1 to 2 kB each
     max_grammar_size=100_000,
     verbose_errors=False,
@@ -63,6 +65,7 @@ class Templates:
         self.vocabulary = vocabulary
         self._kept: OrderedDict[Grammar, Template] = OrderedDict()  # last used last
         self._alive: WeakValueDictionary[Grammar, Template] = WeakValueDictionary()
+        self._faults: OrderedDict[Grammar, str] = OrderedDict()
         self._most = kept
         self._lock = Lock()
 
@@ -78,17 +81,36 @@ class Templates:
         """The template, compiled if need be: Python goes on meanwhile. Raises `BadGrammar`."""
         if (template := self.known(grammar)) is not None:
             return template
+        if fault := self.fault(grammar):
+            raise BadGrammar(fault)
         template = Template(grammar, compiled(grammar, self.vocabulary))
         with self._lock:
             self._alive[grammar] = template
             self._keep(template)
         return template
 
-    def forget(self, grammar: Grammar) -> None:
-        """Whoever asks next gets a new one."""
+    def renew(self, template: Template) -> Template:
+        """One whose tables are empty, for all who ask from now on. Raises `BadGrammar`."""
         with self._lock:
-            self._kept.pop(grammar, None)
-            self._alive.pop(grammar, None)
+            if self._alive.get(template.grammar) is template:
+                self._forget(template.grammar)
+        return self.get(template.grammar)
+
+    def fault(self, grammar: Grammar) -> str:
+        """What was found wrong with it before; "" for nothing."""
+        return self._faults.get(grammar, "")
+
+    def blame(self, grammar: Grammar, fault: str) -> None:
+        """Whoever asks from now on is told what is wrong with it."""
+        with self._lock:
+            self._faults[grammar] = fault
+            if len(self._faults) > _KEPT_FAULTS:
+                self._faults.popitem(last=False)
+            self._forget(grammar)
+
+    def _forget(self, grammar: Grammar) -> None:
+        self._kept.pop(grammar, None)
+        self._alive.pop(grammar, None)
 
     def _keep(self, template: Template) -> None:
         self._kept[template.grammar] = template

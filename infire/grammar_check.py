@@ -25,6 +25,7 @@ import msgspec
 import numpy as np
 
 from infire.grammar import BadGrammar, compiled, said
+from infire.masks import SLOW
 from infire.request import Grammar
 from infire.vocabulary import BadVocabulary, Vocabulary, read_vocabulary
 
@@ -35,7 +36,6 @@ START_S = 60.0
 _STEPS = 64  # tokens followed
 _STEP_S = 0.05  # of CPU for one mask: it holds up every stream of the engine
 _PREFIX_BYTES = 4
-_SLOW = "a token takes too long to check"
 _STDOUT = 1
 
 
@@ -121,7 +121,7 @@ def fault_of(grammar: Grammar, vocabulary: Vocabulary) -> str:
         ids = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
         ids = ids[~np.isin(ids, vocabulary.tokenizer.eos_tokens)]
         if time.process_time() - began > _STEP_S:
-            return _SLOW
+            return SLOW
         if matcher.is_stopped() or not len(ids):
             return "" if matcher.is_accepting() else "no token of this model can match it"
         if not matcher.consume_token(int(chance.choice(ids))):

@@ -6,7 +6,7 @@ grammar is kept, good or bad.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Thread
@@ -18,7 +18,6 @@ from infire.grammar_check import CannotCheck, Checker
 from infire.masks import ends_of, is_complete
 from infire.request import Grammar, Sequence
 
-_KEPT_FAULTS = 256
 # What clients call it. An edge may know better: it sees the request.
 FIELDS = {
     "json_object": "/response_format",
@@ -49,13 +48,12 @@ class Grammars:
         self._ends = ends_of(templates)
         self._asked: SimpleQueue[Sequence | None] = SimpleQueue()
         self._ready: deque[Ready] = deque()
-        self._faults: OrderedDict[Grammar, str] = OrderedDict()
         self._thread: Thread | None = None
 
     def want(self, sequence: Sequence) -> None:
         """Have the grammar of `sequence` made ready: `take_ready` will tell, perhaps at once."""
         assert sequence.grammar is not None
-        fault = _too_long(sequence.grammar) or self._faults.get(sequence.grammar)
+        fault = _too_long(sequence.grammar) or self._templates.fault(sequence.grammar)
         if fault:
             self._ready.append(_bad(sequence, fault))
             return
@@ -99,13 +97,10 @@ class Grammars:
         return Ready(request_id=sequence.request_id, template=template, complete=complete)
 
     def _compile(self, grammar: Grammar) -> Template:
-        fault = self._faults.get(grammar) or self._checker.check(grammar)
-        if not fault:
-            return self._templates.get(grammar)
-        self._faults[grammar] = fault
-        if len(self._faults) > _KEPT_FAULTS:
-            self._faults.popitem(last=False)
-        raise BadGrammar(fault)
+        fault = self._templates.fault(grammar) or self._checker.check(grammar)
+        if fault:
+            self._templates.blame(grammar, fault)
+        return self._templates.get(grammar)
 
     def _replay(self, template: Template, sequence: Sequence) -> bool:
         """Whether the output so far is all there can be. `BadGrammar` if it does not match."""

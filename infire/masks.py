@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from time import thread_time
 from typing import TypeAlias
 
 import numpy as np
@@ -18,7 +19,9 @@ from numpy.typing import NDArray
 from infire.grammar import BadGrammar, Template, Templates, said
 from infire.plan import Row, RowResult, SlotOpen
 
-_PARALLEL = 8  # masks from which on several threads are sooner than one
+_PARALLEL = 32  # masks from which on several threads are used: 16 are slower so, on 2 busy cores
+_MOST_S = 0.1  # of CPU, for one mask: every stream waits for it
+SLOW = "a token takes too long to check"
 _NOT_OFFERED = "this engine has no vocabulary for grammars"
 
 Bit: TypeAlias = tuple[int, np.int32]  # the word of a mask, and the bit in it
@@ -30,8 +33,10 @@ class _State:
 
     stop_ids: tuple[int, ...]
     mask: NDArray[np.int32]
+    output: list[int]
     template: Template | None = None
     matcher: LLMatcher | None = None
+    renewed: bool = False  # begun anew, once, with empty tables
     fault: str = ""  # why nothing can be said of what follows
     stops: list[Bit] = field(default_factory=list)  # of each stop id
 
@@ -60,7 +65,8 @@ class Masks:
         mask: NDArray[np.int32] = self._masks[opened.slot]
         stop_ids = opened.sampling.stop_ids
         stops = [_place(token_id) for token_id in stop_ids]
-        state = _State(stop_ids=stop_ids, mask=mask, stops=stops)
+        output = list(opened.token_ids[opened.num_prompt :])
+        state = _State(stop_ids=stop_ids, mask=mask, output=output, stops=stops)
         self._states[opened.slot] = state
         try:
             self._begin(state, opened)
@@ -79,16 +85,10 @@ class Masks:
         states = self._states
         if not states:
             return
-        some = [states[row.slot] for row in rows if row.slot in states]
-        live = [(state, state.matcher) for state in some if state.matcher is not None]
+        live = [state for row in rows if (state := states.get(row.slot)) and state.matcher]
         self._compute(live)
-        for state, matcher in live:
-            if matcher.is_error():
-                self._fail(state, said(matcher))
-                continue
-            _set_ends(state, self._ends, accepting=matcher.is_accepting())
-            if not state.mask.any():
-                self._fail(state, "no token of this model can follow")
+        for state in live:
+            self._judge(state)
 
     def settle(self, rows: Seq[Row], results: list[RowResult]) -> list[RowResult]:
         """`results` of the `rows` that `fill` had, as they count: some ended, some failed."""
@@ -107,21 +107,60 @@ class Masks:
         assert opened.grammar is not None
         state.template = self._templates.get(opened.grammar)
         state.matcher = state.template.matcher()
-        output = list(opened.token_ids[opened.num_prompt :])
-        if output and not state.matcher.consume_tokens(output):
+        if state.output and not state.matcher.consume_tokens(state.output):
             raise BadGrammar("the answer so far does not match it")
 
-    def _compute(self, live: Seq[tuple[_State, LLMatcher]]) -> None:
+    def _judge(self, state: _State) -> None:
+        """Complete a mask, or find that there is none."""
+        if state.matcher is not None and state.matcher.is_error() and not state.renewed:
+            self._renew(state)
+        if (matcher := state.matcher) is None:
+            return
+        if matcher.is_error():
+            self._fail(state, said(matcher))
+            return
+        _set_ends(state, self._ends, accepting=matcher.is_accepting())
+        if not state.mask.any():
+            self._fail(state, "no token of this model can follow")
+
+    def _renew(self, state: _State) -> None:
+        """Once more from the beginning: what all answers to this grammar have found together may
+        have filled its tables, without any being too complex by itself."""
+        assert self._templates is not None
+        assert state.template is not None
+        state.renewed = True
+        try:
+            state.template = self._templates.renew(state.template)
+            state.matcher = state.template.matcher()
+            if not state.output or state.matcher.consume_tokens(state.output):
+                self._compute([state])
+        except BadGrammar as error:
+            self._fail(state, str(error))
+
+    def _compute(self, live: Seq[_State]) -> None:
         if len(live) < _PARALLEL:
-            for state, matcher in live:
-                matcher.unsafe_compute_mask_ptr(state.mask.ctypes.data, state.mask.nbytes)
+            for state in live:
+                self._compute_one(state)
             return
         assert self._masks is not None
         if self._executor is None:
             self._executor = LLExecutor()
         begin, width = self._masks.ctypes.data, self._masks.strides[0]
-        places = [(matcher, (state.mask.ctypes.data - begin) // width) for state, matcher in live]
+        places = [
+            (state.matcher, (state.mask.ctypes.data - begin) // width)
+            for state in live
+            if state.matcher is not None
+        ]
         self._executor.unsafe_compute_mask_ptr(places, begin, width, len(self._masks))
+
+    def _compute_one(self, state: _State) -> None:
+        assert state.matcher is not None
+        began = thread_time()
+        state.matcher.unsafe_compute_mask_ptr(state.mask.ctypes.data, state.mask.nbytes)
+        if thread_time() - began > _MOST_S and state.template is not None:
+            assert self._templates is not None
+            self._templates.blame(state.template.grammar, SLOW)
+            self._fail(state, SLOW)
 
     def _settle(self, state: _State, result: RowResult) -> RowResult:
         if state.matcher is None:
@@ -132,20 +171,15 @@ class Masks:
         if not state.matcher.consume_token(token_id):
             self._fail(state, said(state.matcher))
             return RowResult(fault=state.fault)
-        if not state.stop_ids and self._is_complete(state, state.matcher):
+        state.output.append(token_id)
+        if not state.stop_ids and is_complete(state.matcher, state.mask, self._ends):
             return RowResult(result.ids, result.logprobs, ended=True)
         return result
-
-    def _is_complete(self, state: _State, matcher: LLMatcher) -> bool:
-        """Whether nothing can follow, where no id would say so."""
-        return is_complete(matcher, state.mask, self._ends)
 
     def _fail(self, state: _State, why: str) -> None:
         """Let the row sample anything: what it gets does not count."""
         state.fault, state.matcher = why, None
         state.mask.fill(-1)
-        if self._templates and state.template:  # whose tables may be full
-            self._templates.forget(state.template.grammar)
 
 
 def ends_of(templates: Templates) -> list[Bit]:

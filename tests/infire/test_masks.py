@@ -10,7 +10,8 @@ import re
 import msgspec
 import pytest
 
-from infire.grammar import Templates
+from infire import masks as masks_module
+from infire.grammar import BadGrammar, Templates
 from infire.plan import RowResult
 from infire.request import Grammar
 from tests.infire.grammars import allowed, masks_of, opened, row, vocabulary_of
@@ -165,8 +166,12 @@ def test_a_slot_that_is_opened_again_goes_on_where_it_was(
         said.append(token_id)
 
 
-def test_rows_are_masked_each_by_its_own(templates: Templates) -> None:
-    """Of 12, which is more than are made one after the other; only what samples is touched."""
+@pytest.mark.parametrize("most", [3, 100])
+def test_rows_are_masked_each_by_its_own(
+    templates: Templates, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On several threads and on one; only what samples is touched."""
+    monkeypatch.setattr(masks_module, "_PARALLEL", most)
     patterns = [PATTERNS[n % len(PATTERNS)] for n in range(12)]
     masks = masks_of(templates, 16)
     found = [
@@ -202,6 +207,48 @@ def test_a_vocabulary_that_cannot_say_it_ends_the_row(templates: Templates) -> N
     (result,) = masks.settle([row()], [RowResult((0,))])
     assert not result.ids
     assert result.fault
+
+
+def test_full_tables_are_emptied_once(templates: Templates) -> None:
+    """What others have put there is no fault of a request that goes on; its own is."""
+    own = Templates(templates.vocabulary)
+    masks = masks_of(own)
+    grammar = Grammar("regex", "(ab){1,4}")
+    mask = masks.open(opened(grammar, stop_ids=[END]))
+    masks.fill([row()])
+    masks.settle([row()], [RowResult((3,))])
+    state = masks._states[0]
+    first = own.known(grammar)
+    assert state.matcher is not None
+    state.matcher.consume_token(2)  # breaks it, as full tables do
+    masks.fill([row()])
+    check_mask(allowed(mask), texts_of(grammar.source), b"ab")
+    assert own.known(grammar) not in {None, first}
+    assert masks.settle([row()], [RowResult((3,))]) == [RowResult((3,))]
+    masks.fill([row()])
+    assert masks.settle([row()], [RowResult((END,))]) == [RowResult((END,))]
+    state.matcher.consume_token(2)
+    masks.fill([row()])
+    assert masks.settle([row()], [RowResult((0,))])[0].fault
+
+
+def test_one_that_takes_too_long_is_refused_from_then_on(
+    templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Templates(templates.vocabulary)
+    masks = masks_of(own)
+    masks.open(opened(Grammar("regex", "ab")))
+    masks.open(opened(Grammar("regex", "ba"), slot=1))
+    masks.fill([row(1)])
+    monkeypatch.setattr(masks_module, "_MOST_S", -1.0)
+    masks.fill([row()])
+    rows = [row(), row(1)]
+    results = masks.settle(rows, [RowResult((0,)), RowResult((1,))])
+    assert results == [RowResult(fault="a token takes too long to check"), RowResult((1,))]
+    monkeypatch.undo()
+    with pytest.raises(BadGrammar, match="too long to check"):
+        own.get(Grammar("regex", "ab"))
+    own.get(Grammar("regex", "ba"))
 
 
 def test_a_slot_without_a_grammar_forgets_the_one_before(templates: Templates) -> None:
