@@ -136,7 +136,7 @@ def test_a_block_that_was_handed_out_again_fails_its_reader_alone() -> None:
     rig.runner.tags.carried[0][rig.scheduler._entries["robbed"].seq.block_ids[0][1]] += 1
     steps = rig.step()
     assert [step.request_id for step in steps] == ["neighbour"]
-    assert rig.scheduler.take_lost() == ["robbed"]
+    assert rig.scheduler.take_lost() == [("robbed", "")]
     assert rig.scheduler.take_lost() == []
     assert rig.run_out()["neighbour"] == counted(91, 9)[2:]
     assert rig.num_free == 16
