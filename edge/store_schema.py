@@ -72,6 +72,7 @@ INDEXES = {
     "logs_started": "logs (started)",
     "responses_account": "responses (account, forget)",
     "responses_forget": "responses (forget)",
+    "responses_account": "responses (account, forget)",
 }
 
 STATEMENTS = (
