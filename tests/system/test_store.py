@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import socket
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ IN_FLIGHT = 4
 SLOW = Shape(step_s=0.02, edge_flags=("--batch-in-flight", str(IN_FLIGHT)))
 
 
-async def another_edge(w: World, name: str = "edge-2", port: int = 0) -> Process:
-    """An edge like the first, ready. A former one's `port` and name start that again."""
+async def another_edge(w: World) -> Process:
+    """An edge like the first, ready."""
     words = [*edge_words(w, w.home / "fleet.toml"), "--batch-in-flight", str(IN_FLIGHT)]
-    process = start(w, name, words, port)
+    process = start(w, "edge-2", words)
     with anyio.fail_after(30):
         while True:
             with suppress(httpx2.TransportError):
@@ -32,8 +33,17 @@ async def another_edge(w: World, name: str = "edge-2", port: int = 0) -> Process
             await anyio.sleep(0.05)
 
 
-def port_of(process: Process) -> int:
-    return int(process.url.rpartition(":")[2])
+async def start_again(w: World, killed: Process) -> None:
+    """At the same port, once nothing that the killed one has left behind is there any more."""
+    port = int(killed.url.rpartition(":")[2])
+    with anyio.fail_after(30):
+        while True:
+            with closing(socket.socket()) as sock, suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.bind(("127.0.0.1", port))
+                break
+            await anyio.sleep(0.05)
+    start(w, killed.name, killed.words, port)
 
 
 async def ask(
@@ -147,8 +157,8 @@ async def test_a_job_outlives_every_process(tmp_path: Path) -> None:
             process.kill()
         had = await num_answered(w)
         assert had < count
-        for name, process in stopped.items():
-            start(w, name, process.words, port_of(process))
+        for process in stopped.values():
+            await start_again(w, process)
         with anyio.fail_after(30):
             while True:
                 with suppress(httpx2.TransportError):
