@@ -72,7 +72,6 @@ INDEXES = {
     "logs_started": "logs (started)",
     "responses_account": "responses (account, forget)",
     "responses_forget": "responses (forget)",
-    "responses_account": "responses (account, forget)",
 }
 
 STATEMENTS = (

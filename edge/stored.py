@@ -109,6 +109,7 @@ class Stored:
     async def close(self) -> None:
         """Write what there is to be written. `run` is over."""
         await self._logs.close(self._store)
+        self._store.close()
 
     async def _prune(self) -> None:
         log_s = self._service.settings.log_days * 86_400
