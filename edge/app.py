@@ -113,7 +113,7 @@ class _Parts:
         return [
             *_run_routes(service, self.stored),
             *_response_routes(service, self.responses),
-            *(self.stored.routes(AI) if self.stored else ()),
+            *(self.stored.routes(AI, V1S) if self.stored else ()),
             Route(f"{AI}/usage", usage.get),
             *_operator_routes(service, self.watch, self.metrics),
             *pages.routes(AI, V1S),

@@ -35,8 +35,8 @@ class OpenAIBatches:
         self._ground = ground
         self._wake = wake
 
-    def routes(self, ai: str) -> list[Route]:
-        at = f"{ai}/v1/batches"
+    def routes(self, v1: str) -> list[Route]:
+        at = f"{v1}/batches"
         return [
             Route(at, self.create, methods=["POST"]),
             Route(at, self.list, methods=["GET"]),

@@ -32,8 +32,8 @@ class OpenAIFiles:
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
 
-    def routes(self, ai: str) -> list[Route]:
-        at = f"{ai}/v1/files"
+    def routes(self, v1: str) -> list[Route]:
+        at = f"{v1}/files"
         return [
             Route(at, self.upload, methods=["POST"]),
             Route(at, self.list, methods=["GET"]),

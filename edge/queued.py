@@ -34,7 +34,7 @@ from edge.webhooks import Hook
 from routing.errors import Code, Failure
 
 DEADLINE_S = 86_400.0  # that a job has for its requests
-MOST_JOBS = 1000  # of one account that are not done
+MOST_JOBS = 100  # of one account that are not done
 _MOST_REFERENCE_CHARS = 1000
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
@@ -16,6 +16,7 @@ from edge.checks import BadField, required
 from edge.clients import read_body
 from edge.door import record_of
 from edge.response import JSON
+from edge.run import authorization
 from edge.settings import Settings
 from edge.store import Store
 from routing.drain import Drain
@@ -32,12 +33,12 @@ class Ground:
     drain: Drain
     clock: Callable[[], float]
 
-    def tenant(self, scope: Scope, headers: Any, route: str) -> Tenant:
+    def tenant(self, scope: Scope, headers: Headers, route: str) -> Tenant:
         """Who asks, as the log then has it. Raises Failure(UNAUTHENTICATED)."""
         record = record_of(scope)
         record.route = route
-        account = scope["path_params"]["account_id"]
-        tenant = self.verifier.tenant(headers.get("authorization"), account)
+        account = scope["path_params"].get("account_id")  # none: whose the key is
+        tenant = self.verifier.tenant(authorization(headers), account)
         record.account = tenant.account
         return tenant
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import anyio
@@ -77,10 +77,10 @@ class Stored:
         )
         self._replies = Replies(ground, service.clients)
 
-    def routes(self, ai: str) -> list[Route]:
+    def routes(self, ai: str, v1s: Sequence[str]) -> list[Route]:
+        openai = (OpenAIFiles(self._ground), OpenAIBatches(self._ground, self._runner.wake))
         return [
-            *OpenAIFiles(self._ground).routes(ai),
-            *OpenAIBatches(self._ground, self._runner.wake).routes(ai),
+            *(route for it in openai for v1 in v1s for route in it.routes(v1)),
             *LogRoutes(self._ground).routes(ai),
             Route(f"{ai}/webhooks/secret", self._show_secret, methods=["GET"]),
         ]

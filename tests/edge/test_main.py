@@ -64,7 +64,8 @@ def test_mistakes_are_told_in_words(tmp_path: Path, words: tuple[str, ...], says
     assert "Traceback" not in done.stderr
 
 
-def test_a_ledger_that_cannot_be_one_is_told_in_words(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flag", ["--ledger", "--store"])
+def test_a_file_that_cannot_be_one_is_told_in_words(tmp_path: Path, flag: str) -> None:
     (tmp_path / "secret").write_text(SECRET)
     fleet = tmp_path / "fleet.toml"
     fleet.write_text(
@@ -72,7 +73,7 @@ def test_a_ledger_that_cannot_be_one_is_told_in_words(tmp_path: Path) -> None:
     )
     (tmp_path / "notes").write_text("not a database, and longer than its header is" * 9)
     words = ["serve", "--fleet", str(fleet), "--secret-file", str(tmp_path / "secret")]
-    done = edge(tmp_path, *words, "--ledger", str(tmp_path / "notes"))
+    done = edge(tmp_path, *words, flag, str(tmp_path / "notes"))
     assert done.returncode == 2
     assert "not a database" in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr

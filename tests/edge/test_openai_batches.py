@@ -241,3 +241,14 @@ async def test_without_a_store_there_are_no_files(tmp_path: Path, region: Counti
     async with edge_over(tmp_path, [region.region]) as edge:
         answer: httpx2.Response = await edge.http.get(f"{edge.ai}/v1/files", headers=edge.headers())
         assert answer.status_code == 404
+
+
+async def test_no_account_in_the_address(edge: EdgeClient) -> None:
+    """As tools write it that take only the base URL of an OpenAI server."""
+    url = f"{edge.url}/v1"
+    async with openai.AsyncOpenAI(base_url=url, api_key=edge.key, max_retries=0) as client:
+        batch = await ended(client, (await start(client, lines(line("a")))).id)
+        assert [row["custom_id"] for row in await read(client, batch.output_file_id)] == ["a"]
+        with pytest.raises(openai.NotFoundError) as none:
+            await client.batches.retrieve("batch_none")
+        assert isinstance(none.value.body, dict)  # OpenAI's own shape of errors

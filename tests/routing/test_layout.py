@@ -85,6 +85,9 @@ def test_edge_and_fronts_keep_usage_in_files_that_reconciliation_finds(
     ledgers = [Path(path) for command in commands for path in flag(command, "ledger")]
     journals = [Path(path) for command in commands for path in flag(command, "journal")]
     assert ledgers == [usage / "ledger.sqlite"]
+    assert [path for command in commands for path in flag(command, "store")] == [
+        str(usage / "store.sqlite")
+    ]
     assert [path.name for path in journals] == [
         "journal-weur-front.sqlite",
         "journal-enam-front.sqlite",
