@@ -211,7 +211,9 @@ class Walk:
                     ):
                         raise
                 else:
-                    transcript = Transcript(prepared.model, ask, tries.num_prompt)
+                    request = prepared.request
+                    heard = prepared.model.text.read(ask, request.token_ids, request.request_id)
+                    transcript = Transcript(prepared.model, ask, tries.num_prompt, heard)
                     completion = Completion(answer, transcript, first)
                     yield completion
             if completion is None:
@@ -258,7 +260,7 @@ class Walk:
                 tokenizer_digest=digest,
                 token_ids=ids,
                 sampling=sampling,
-                grammar=ask.grammar,
+                grammar=model.text.grammar(ask, ids),
                 affinity=affinity or b"",
                 priority=caller.priority,
                 reject_if_busy=ask.reject_if_busy,
