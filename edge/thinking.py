@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from edge.ask import Scalar
 from edge.checks import BadField, Fields, mismatch
 
-_MOST_ARGS = 32
+MOST_ARGS = 32
 _MAX_CHARS = 1000  # of one value
 _ARG = re.compile("[A-Za-z][A-Za-z0-9_]{0,63}", re.ASCII)
 # What templates are given anyway, by whom it belongs to.
@@ -24,7 +24,7 @@ _RESERVED = frozenset(
         *("cycler", "joiner", "lipsum"),
     ]
 )
-_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +67,8 @@ def template_args(body: Fields) -> tuple[tuple[str, Scalar], ...]:
     effort = body.text("reasoning_effort")
     if effort is not None:
         at = body.at("reasoning_effort")
-        if effort not in _EFFORTS:
-            raise BadField(at, f"'{at}' must be one of {', '.join(map(repr, _EFFORTS))}")
+        if effort not in EFFORTS:
+            raise BadField(at, f"'{at}' must be one of {', '.join(map(repr, EFFORTS))}")
         args["reasoning_effort"] = effort
         if effort == "none":
             args |= {"enable_thinking": False, "thinking": False}
@@ -80,8 +80,8 @@ def template_args(body: Fields) -> tuple[tuple[str, Scalar], ...]:
 
 def _said(said: Fields) -> dict[str, Scalar]:
     entries = said.items()
-    if len(entries) > _MOST_ARGS:
-        says = f"'{said.at()}' must have <= {_MOST_ARGS} members, got {len(entries)}"
+    if len(entries) > MOST_ARGS:
+        says = f"'{said.at()}' must have <= {MOST_ARGS} members, got {len(entries)}"
         raise BadField(said.at(), says)
     return {name: _scalar(said, name) for name, _ in entries}
 

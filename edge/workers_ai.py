@@ -85,7 +85,7 @@ class Answer(Spelled):
     def __init__(self, *, is_json: bool = False) -> None:
         """`is_json`: whether JSON was asked for. A whole answer then is that, and no text."""
         self._is_json = is_json
-        self._call: Call | None = None  # that is not told yet
+        self._calls: list[Call] = []  # told at the end
 
     def text_frame(self, text: str) -> bytes:
         """The event that tells more text, not the first: what `frames` makes of it, but sooner."""
@@ -102,18 +102,12 @@ class Answer(Spelled):
                 return self.text_frame(text) if text else b""
             case Reasoning(text=text):
                 return _padded(_BEFORE_THOUGHT, text)
-            case ToolStart(id=known, name=name):
-                late, self._call = self._unfinished(), Call(id=known, name=name)
-                return late
-            case ToolArguments(text=text):
-                assert self._call is not None
-                self._call.arguments += text
+            case ToolStart() | ToolArguments() | ToolEnd():
+                self._hear(piece)
                 return b""
-            case ToolEnd():
-                return self._called()
             case End(reason=reason, usage=used):
                 last = {"response": "", "finish_reason": reason, "usage": usage(used)}
-                return self._unfinished() + sse.event(last) + sse.DONE
+                return self._called() + sse.event(last) + sse.DONE
             case Broke(code=code, detail=detail):
                 return sse.event(error_envelope(Failure(code, detail)), "error")
 
@@ -131,20 +125,24 @@ class Answer(Spelled):
         result |= {"finish_reason": end.reason, "usage": usage(end.usage)}
         return msgspec.json.encode(envelope(result))
 
-    def _called(self) -> bytes:
-        """The event of a call that is whole."""
-        assert self._call is not None
-        self._call.whole = True
-        native = self._call.native
-        if native is None:
-            return self._unfinished()
-        self._call = None
-        return sse.event({"response": "", "tool_calls": [native]})
+    def _hear(self, piece: ToolStart | ToolArguments | ToolEnd) -> None:
+        match piece:
+            case ToolStart(id=known, name=name):
+                self._calls.append(Call(id=known, name=name))
+            case ToolArguments(text=text):
+                self._calls[-1].arguments += text
+            case ToolEnd():
+                self._calls[-1].whole = True
 
-    def _unfinished(self) -> bytes:
-        """What there is of a call that did not become whole: as text, for readers want objects."""
-        call, self._call = self._call, None
-        return b"" if call is None else self.text_frame(call.text)
+    def _called(self) -> bytes:
+        """One event with all whole calls: LangChain's reader looks at no other after the first.
+
+        What did not become a whole call is text, for arguments are objects here.
+        """
+        rest = "".join(call.text for call in self._calls if not call.whole)
+        whole = [native for call in self._calls if (native := call.native) is not None]
+        frames = self.text_frame(rest) if rest else b""
+        return frames + (sse.event({"response": "", "tool_calls": whole}) if whole else b"")
 
 
 def _padded(before: bytes, text: str) -> bytes:

@@ -158,20 +158,21 @@ class TestNative:
             assert "tool_calls" not in frame
             assert isinstance(frame["response"], str)
 
-    def test_a_stream_tells_a_call_when_it_is_whole(self) -> None:
-        answer = workers_ai.Answer()
-        assert answer.frames(BOTH[0]) == answer.frames(BOTH[1]) == b""
-        first = answer.frames(BOTH[2]).decode()
-        assert json.loads(first.removeprefix("data: ")) == {
+    def test_a_stream_tells_all_calls_at_its_end_in_one_event(self) -> None:
+        text, calls, last = chunks(workers_ai.Answer(), *BOTH, Text(text="Hi"), CALLED)
+        assert text["response"] == "Hi"
+        assert calls == {
             "response": "",
             "tool_calls": [
                 {
                     "name": "get_weather",
                     "arguments": {"city": "Paris", "days": 3},
                     "id": call_id(REQUEST, 0),
-                }
+                },
+                {"name": "now", "arguments": {}, "id": call_id(REQUEST, 1)},
             ],
         }
+        assert last["finish_reason"] == "tool_calls"
 
     def test_numbers_are_as_the_model_wrote_them(self) -> None:
         said = called(("now", '{"n": 1.10, "big": 123456789012345678901234567890, "u": "\\ud83d"}'))
@@ -187,8 +188,8 @@ class TestNative:
         assert frame["response"] == text
         assert last["response"] == ""
         both = chunks(workers_ai.Answer(), *CUT, *BOTH, CALLED)
-        assert [frame["response"] for frame in both] == [text, "", "", ""]
-        assert len([frame for frame in both if frame.get("tool_calls")]) == 2
+        assert [frame["response"] for frame in both] == [text, "", ""]
+        assert len(both[1]["tool_calls"]) == 2
 
     def test_thoughts_are_beside_the_response(self) -> None:
         assert self.whole(Reasoning(text="hm"), Text(text="Hi"))["reasoning_content"] == "hm"
