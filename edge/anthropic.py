@@ -75,7 +75,6 @@ def _ask(fields: Fields) -> Ask:
     model = fields.text("model")
     if not model:
         raise BadField("/model", "Length of '/model' must be >= 1, got 0")
-    _check_thinking(fields)
     return Ask(
         model=model,
         messages=(*system(fields), *turns(fields)),
@@ -99,6 +98,7 @@ def _like_chat(fields: Fields) -> Fields:
             "tool_choice": choice,
             "parallel_tool_calls": parallel,
             "response_format": _format(fields),
+            "reasoning_effort": _effort(fields),
         }
     )
 
@@ -152,11 +152,15 @@ def _choice(fields: Fields) -> tuple[Any, bool | None]:
     return _CHOICES[kind], parallel
 
 
-def _check_thinking(fields: Fields) -> None:
+def _effort(fields: Fields) -> str | None:
+    """How much thinking is asked for, where that is said: a budget of tokens says nothing here."""
     thinking = fields.fields("thinking")
     if thinking is None:
-        return
+        return None
     thinking.need("type")
+    if thinking.text("type") == "disabled":
+        return "none"
     if thinking.text("type") not in _THINKING:
         allowed = ", ".join(f"'{name}'" for name in _THINKING)
         raise BadField(thinking.at("type"), f"'{thinking.at('type')}' must be one of {allowed}")
+    return None

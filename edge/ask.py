@@ -12,6 +12,7 @@ from routing.wire import Grammar
 Message = dict[
     str, Any
 ]  # as the chat template takes it: role, content (text), name, tool_calls, ...
+Scalar = str | int | float | bool | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,28 @@ class SamplingAsk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """A function that the model may call."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)  # JSON Schema of an object
+    strict: bool = False  # arguments must match `parameters`, word for word
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolAsk:
+    """What may be called, and what has to be."""
+
+    offered: tuple[Tool, ...] = ()  # empty: none, as with `tool_choice: "none"`
+    forced: tuple[str, ...] = ()  # the answer is calls of these; empty: as the model likes
+    most: int | None = None  # calls in one answer; None: any number
+
+    def find(self, name: str) -> Tool | None:
+        return next((tool for tool in self.offered if tool.name == name), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
     model: str
     messages: tuple[Message, ...] | None = None  # exactly one of messages, prompt and token_ids
@@ -47,6 +70,8 @@ class Ask:
     stops: tuple[str, ...] = ()
     grammar: Grammar | None = None
     reject_if_busy: bool = False  # refuse what could not begin at once
+    tools: ToolAsk = field(default_factory=ToolAsk)
+    template_args: tuple[tuple[str, Scalar], ...] = ()  # more that the chat template is given
     sampling: SamplingAsk = field(default_factory=SamplingAsk)
     choices: tuple[Ask, ...] = ()  # of an answer with several: each by itself; empty: this is all
     counts_prompt: bool = True  # False: a choice whose prompt another one counts

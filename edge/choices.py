@@ -15,7 +15,7 @@ import anyio
 from anyio import CapacityLimiter
 from starlette.types import Send
 
-from edge.ask import Ask, Broke, End, Piece, Text, Usage
+from edge.ask import Ask, Broke, End, Piece, Usage
 from edge.complete import Caller, Walk
 from edge.metrics import Record
 from edge.response import send_whole, start_events
@@ -30,7 +30,7 @@ class Choice(Protocol):
     def frames(self, piece: Piece) -> bytes: ...
     def finish(self, end: End) -> bytes: ...
     def close(self, used: Usage) -> bytes: ...
-    def choice(self, texts: Iterable[Text], end: End) -> dict[str, Any]: ...
+    def choice(self, pieces: Iterable[Piece], end: End) -> dict[str, Any]: ...
     def body(self, choices: Sequence[dict[str, Any]], used: Usage) -> bytes: ...
 
 
@@ -45,7 +45,7 @@ class Choices:
         record.further += self._records[1:]
         self._writing = anyio.Lock()
         self.begun = False
-        self._texts: list[list[Text]] = [[] for _ in spelled]
+        self._told: list[list[Piece]] = [[] for _ in spelled]
         self._ends: dict[int, End] = {}
 
     async def run(self, walk: Walk, ask: Ask, caller: Caller) -> None:
@@ -94,8 +94,8 @@ class Choices:
                 case End():
                     self._records[at].num_output = piece.usage.completion_tokens
                     self._ends[at] = piece
-                case Text() if not self._record.stream:
-                    self._texts[at].append(piece)
+                case _ if not self._record.stream:
+                    self._told[at].append(piece)
         if self._record.stream:
             await self._write(b"".join([self._said(at, piece) for piece in pieces]), more=True)
 
@@ -108,7 +108,7 @@ class Choices:
         if self._record.stream:
             await self._write(first.close(used), more=False)
             return
-        choices = [it.choice(self._texts[at], self._ends[at]) for at, it in self._numbered()]
+        choices = [it.choice(self._told[at], self._ends[at]) for at, it in self._numbered()]
         await send_whole(self._send, first.body(choices, used), self._region)
 
     def _numbered(self) -> Iterable[tuple[int, Choice]]:

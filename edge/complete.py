@@ -209,9 +209,11 @@ class Walk:
                     if failure.code is not Code.STALE_TOKENIZER or (
                         len(tries.answers) > num_before + 1
                     ):
-                        raise
+                        raise _named(failure, ask) from None
                 else:
-                    transcript = Transcript(prepared.model, ask, tries.num_prompt)
+                    request = prepared.request
+                    heard = prepared.model.text.read(ask, request.token_ids, request.request_id)
+                    transcript = Transcript(prepared.model, ask, tries.num_prompt, heard)
                     completion = Completion(answer, transcript, first)
                     yield completion
             if completion is None:
@@ -258,7 +260,7 @@ class Walk:
                 tokenizer_digest=digest,
                 token_ids=ids,
                 sampling=sampling,
-                grammar=ask.grammar,
+                grammar=model.text.grammar(ask, ids),
                 affinity=affinity or b"",
                 priority=caller.priority,
                 reject_if_busy=ask.reject_if_busy,
@@ -278,6 +280,13 @@ class Walk:
 
         max_tries = len(self._watch.known()) + 1
         return upstream.generate(self._watch, choose, prepared.request, max_tries=max_tries)
+
+
+def _named(failure: Failure, ask: Ask) -> Failure:
+    """Engines see a grammar, and not that it was made here of the client's tools."""
+    if failure.code is not Code.BAD_INPUT or not ask.tools.forced:
+        return failure
+    return Failure(failure.code, failure.detail.replace("'/guided_grammar'", "'/tools'"))
 
 
 def _room(ask: Ask, num_prompt: int, window: int, default: int) -> int:

@@ -12,23 +12,12 @@ from typing import Any
 import msgspec
 
 from edge import formats, openai, options, sse
-from edge.ask import (
-    Ask,
-    Broke,
-    End,
-    Piece,
-    Reasoning,
-    Text,
-    TokenLogprob,
-    ToolArguments,
-    ToolEnd,
-    ToolStart,
-    Usage,
-    with_choices,
-)
+from edge.ask import Ask, Broke, End, Piece, Text, TokenLogprob, Usage, with_choices
 from edge.checks import BadField, Fields, mismatch, read
 from edge.fallback import models_of
+from edge.gathered import gather
 from edge.spelled import Spelled
+from edge.tools import refuse_tools
 from routing.errors import Failure
 
 _MOST_PROMPTS = 128
@@ -42,6 +31,7 @@ def parse(body: bytes) -> Ask:
     fields.need("model", "prompt")
     model, *fallbacks = models_of(fields)
     options.refuse_unsupported(fields)
+    refuse_tools(fields)
     if fields.value("suffix"):
         raise BadField("/suffix", "'/suffix': text is only ever added at the end")
     logprobs = fields.integer("logprobs", 0, _MAX_LOGPROBS)
@@ -155,8 +145,8 @@ class Answer(Spelled):
                 return self.finish(piece) + self.close(used)
             case Broke(code=code, detail=detail):
                 return sse.event(openai.error_object(Failure(code, detail)))
-            case Reasoning() | ToolStart() | ToolArguments() | ToolEnd():
-                return b""
+            case _:
+                return b""  # a prompt as it is is answered by text
 
     def finish(self, end: End) -> bytes:
         """The chunk that ends this choice."""
@@ -171,18 +161,17 @@ class Answer(Spelled):
 
     def whole(self, pieces: Iterable[Piece], end: End) -> bytes:
         """The JSON body of an answer that was not streamed."""
-        texts = [piece for piece in pieces if isinstance(piece, Text)]
-        return self.body([self.choice(texts, end)], end.usage)
+        return self.body([self.choice(pieces, end)], end.usage)
 
     def body(self, choices: Sequence[dict[str, Any]], used: Usage) -> bytes:
         return msgspec.json.encode(self._head | {"choices": choices, "usage": openai.usage(used)})
 
-    def choice(self, texts: Iterable[Text], end: End) -> dict[str, Any]:
-        pieces = list(texts)
+    def choice(self, pieces: Iterable[Piece], end: End) -> dict[str, Any]:
+        made = gather(pieces)
         return {
-            "text": self._echo + "".join(text.text for text in pieces),
+            "text": self._echo + made.text,
             "index": self._index,
-            "logprobs": self._logprobs([one for text in pieces for one in text.logprobs]),
+            "logprobs": self._logprobs(made.logprobs),
             "finish_reason": end.reason,
         }
 

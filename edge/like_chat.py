@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edge import formats, options
+from edge import formats, options, thinking, tools
 from edge.checks import BadField, Fields
 from edge.fallback import models_of
 
@@ -23,6 +23,8 @@ def chosen(like_chat: Fields, theirs: Mapping[str, str]) -> dict[str, Any]:
         options.refuse_unsupported(like_chat)
         return {
             "grammar": formats.grammar(like_chat),
+            "tools": tools.tools(like_chat),
+            "template_args": thinking.template_args(like_chat),
             "fallbacks": models_of(like_chat)[1:],
             "reject_if_busy": options.rejects_if_busy(like_chat),
         }

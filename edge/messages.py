@@ -47,7 +47,14 @@ def _message(turn: Fields) -> Message:
         said = turn.text(name)
         if said is not None:
             message[name] = said
+    if role == "assistant" and (thought := _reasoning(turn)):
+        message["reasoning_content"] = thought
     return message
+
+
+def _reasoning(turn: Fields) -> str | None:
+    """What the model thought in an earlier turn, by either name that clients have for it."""
+    return turn.text("reasoning_content") or turn.text("reasoning")
 
 
 def _content(turn: Fields, *, optional: bool) -> str:
@@ -98,16 +105,16 @@ def arguments_of(at: str, arguments: Any) -> Any:
     if arguments is None:
         return {}
     if isinstance(arguments, dict):
-        return _shallow(at, arguments)
+        return shallow(at, arguments)
     if not isinstance(arguments, str):
         raise mismatch(at, arguments, "object", "string")
     try:
-        return _shallow(at, msgspec.json.decode(arguments))
+        return shallow(at, msgspec.json.decode(arguments))
     except (ValueError, RecursionError):
         return arguments
 
 
-def _shallow(pointer: str, value: Any) -> Any:
+def shallow(pointer: str, value: Any) -> Any:
     """The value, if it is nested little enough for what walks it later to recurse."""
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(_MAX_DEPTH):

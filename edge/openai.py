@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from edge import envelope, formats, options, sse
+from edge import envelope, formats, options, sse, thinking, tools
 from edge.ask import (
     Ask,
     Broke,
@@ -27,6 +27,7 @@ from edge.ask import (
 )
 from edge.checks import BadField, Fields, read, required
 from edge.fallback import models_of
+from edge.gathered import gather
 from edge.messages import messages
 from edge.spelled import Spelled
 from routing.errors import Code, Failure
@@ -62,6 +63,8 @@ def parse(body: bytes) -> Ask:
         stops=options.stops(fields),
         grammar=formats.grammar(fields),
         reject_if_busy=options.rejects_if_busy(fields),
+        tools=tools.tools(fields),
+        template_args=thinking.template_args(fields),
         sampling=options.sampling(fields, options.OPENAI, _logprobs(fields)),
     )
     return with_choices([ask], fields.integer("n", 1, MOST_CHOICES) or 1)
@@ -97,12 +100,14 @@ class Answer(Spelled):
                 if not logprobs:
                     return self._role() + self.text_frame(text)
                 return self._role() + sse.event(self._delta({"content": text}, logprobs=logprobs))
+            case Reasoning() | ToolStart() | ToolArguments():
+                return self._role() + sse.event(self._delta(_told(piece)))
+            case ToolEnd():
+                return b""
             case End(usage=used):
                 return self.finish(piece) + self.close(used)
             case Broke(code=code, detail=detail):
                 return sse.event(error_object(Failure(code, detail)))
-            case Reasoning() | ToolStart() | ToolArguments() | ToolEnd():
-                return b""
 
     def finish(self, end: End) -> bytes:
         """The chunk that ends this choice."""
@@ -114,19 +119,26 @@ class Answer(Spelled):
 
     def whole(self, pieces: Iterable[Piece], end: End) -> bytes:
         """The JSON body of an answer that was not streamed."""
-        texts = [piece for piece in pieces if isinstance(piece, Text)]
-        return self.body([self.choice(texts, end)], end.usage)
+        return self.body([self.choice(pieces, end)], end.usage)
 
     def body(self, choices: Sequence[dict[str, Any]], used: Usage) -> bytes:
         answer = {"object": "chat.completion", "choices": choices, "usage": usage(used)}
         return msgspec.json.encode(self._head | answer)
 
-    def choice(self, texts: Iterable[Text], end: End) -> dict[str, Any]:
-        pieces = list(texts)
+    def choice(self, pieces: Iterable[Piece], end: End) -> dict[str, Any]:
+        made = gather(pieces)
+        message: dict[str, Any] = {"role": "assistant", "content": made.text}
+        if made.reasoning:
+            message["reasoning_content"] = made.reasoning
+        if made.calls:
+            message["content"] = made.text or None
+            message["tool_calls"] = [
+                _call(call.id, call.name, call.arguments) for call in made.calls
+            ]
         return {
             "index": self._index,
-            "message": {"role": "assistant", "content": "".join(text.text for text in pieces)},
-            "logprobs": self._logprobs([one for text in pieces for one in text.logprobs]),
+            "message": message,
+            "logprobs": self._logprobs(made.logprobs),
             "finish_reason": end.reason,
         }
 
@@ -138,7 +150,7 @@ class Answer(Spelled):
 
     def _delta(
         self,
-        delta: dict[str, str],
+        delta: dict[str, Any],
         *,
         logprobs: Iterable[TokenLogprob] = (),
         finish_reason: str | None = None,
@@ -161,6 +173,21 @@ class Answer(Spelled):
         if self._ask.sampling.logprobs is None:
             return None
         return {"content": [logprob_entry(entry) for entry in entries], "refusal": None}
+
+
+def _told(piece: Reasoning | ToolStart | ToolArguments) -> dict[str, Any]:
+    """The delta: a call's id and name come once, its arguments in parts."""
+    match piece:
+        case Reasoning(text=text):
+            return {"reasoning_content": text}
+        case ToolStart(index=index, id=known, name=name):
+            return {"tool_calls": [{"index": index} | _call(known, name, "")]}
+        case ToolArguments(index=index, text=text):
+            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+
+
+def _call(known: str, name: str, arguments: str) -> dict[str, Any]:
+    return {"id": known, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def error(failure: Failure) -> bytes:

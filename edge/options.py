@@ -57,7 +57,7 @@ ANTHROPIC: Mapping[str, Range] = {
 # Fields whose meaning this deployment cannot give: refused, for an answer that ignored them would
 # be wrong without saying so. Empty values mean nothing and pass.
 _UNSUPPORTED = {
-    "functions": "function calling is not supported by this deployment",
+    "functions": "code that is run beside the model is not taken: give '/tools'",
     "lora": "LoRA adapters are not supported by this deployment",
     "image": "images are not supported by this model",
 }
@@ -106,24 +106,10 @@ def rejects_if_busy(body: Fields) -> bool:
 
 
 def refuse_unsupported(body: Fields) -> None:
-    """Refuse what would have to be ignored: tools, adapters, several choices."""
+    """Refuse what would have to be ignored: adapters, images."""
     for name, why in _UNSUPPORTED.items():
         if body.value(name):
             raise BadField(body.at(name), f"'{body.at(name)}': {why}")
-    _refuse_tools(body)
-
-
-def _refuse_tools(body: Fields) -> None:
-    """`tools` that may not be called ask for nothing; neither does a choice without any."""
-    tools = body.array("tools") or ()
-    choice = body.value("tool_choice")
-    if choice is not None and not isinstance(choice, str | dict):
-        raise mismatch(body.at("tool_choice"), choice, "string", "object")
-    if tools and choice != "none":
-        raise BadField(body.at("tools"), f"'{body.at('tools')}': {_UNSUPPORTED['functions']}")
-    if not tools and choice not in (None, "none", "auto"):
-        says = f"'{body.at('tool_choice')}' needs '{body.at('tools')}'"
-        raise BadField(body.at("tool_choice"), says)
 
 
 def _ranged(body: Fields, name: str, allowed: Range) -> float | None:

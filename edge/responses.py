@@ -29,6 +29,7 @@ _THEIRS = {
     "/function/": "/",
     "/response_format/json_schema": "/text/format",
     "/response_format": "/text/format",
+    "/reasoning_effort": "/reasoning/effort",
 }
 _REPEATED_TEXTS = ("user", "safety_identifier", "prompt_cache_key")
 
@@ -114,8 +115,14 @@ def _like_chat(fields: Fields) -> Fields:
             "tool_choice": _choice(fields),
             "parallel_tool_calls": fields.flag("parallel_tool_calls"),
             "response_format": _format(fields),
+            "reasoning_effort": _effort(fields),
         }
     )
+
+
+def _effort(fields: Fields) -> str | None:
+    reasoning = fields.fields("reasoning")
+    return None if reasoning is None else reasoning.text("effort")
 
 
 def _function(tool: Fields) -> dict[str, Any]:

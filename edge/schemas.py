@@ -103,9 +103,16 @@ _COMMON: Mapping[str, Schema] = {
     "options": _obj({"rejectIfBusy": FLAG}),
 }
 _CHAT: Mapping[str, Schema] = {
-    "tools": _list(TOOL, maxItems=128),
+    "tools": _list(TOOL, maxItems=MOST_TOOLS),
     "tool_choice": TOOL_CHOICE,
     "parallel_tool_calls": FLAG,
+    "reasoning_effort": {"enum": [*EFFORTS]},
+    "chat_template_kwargs": {
+        "type": "object",
+        "maxProperties": MOST_ARGS,
+        "additionalProperties": nullable({"type": ["string", "number", "boolean"]}),
+        "description": "Arguments of the model's chat template: enable_thinking, ...",
+    },
 }
 
 USAGE = _obj(

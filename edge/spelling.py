@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,13 @@ class Spelling:
         self.stripped = steps.stripped
         # Ids that were seen to spell whole characters, and which: most do. Filled by streams.
         self.whole: dict[int, str] = {}
+
+    def showing(self, names: Mapping[int, str]) -> Spelling:
+        """The same, but that these ids spell these texts."""
+        other = copy(self)
+        other.bytes_of = self.bytes_of | {at: name.encode() for at, name in names.items()}
+        other.whole = {}
+        return other
 
     def text(self, token_id: int) -> str:
         """One token by itself, hidden ones by name. Bytes that are no whole character become lone

@@ -46,8 +46,8 @@ class StopText:
         return held[:shown]
 
     def finish(self) -> str:
-        """What was held back, when the text ended without a stop."""
-        held, self._held = self._held, ""
+        """What was held back, when the text ended without a stop. More would be another text."""
+        held, self._held, self._state = self._held, "", 0
         return held
 
     def _next(self, state: int, character: str) -> int:

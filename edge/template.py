@@ -18,9 +18,10 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from edge.ask import Message
+from edge.ask import Message, Scalar
 from routing.errors import Code, Failure
 
+_NONE: Mapping[str, Scalar] = {}
 # What an expression of a template may raise on messages that its author did not think of.
 _UNFORESEEN = (
     TypeError,
@@ -56,16 +57,24 @@ class ChatTemplate:
             raise ValueError(f"the chat template does not compile: {broken}") from broken
         self._special_tokens = dict(special_tokens)
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The conversation up to where the model speaks; Failure(BAD_INPUT) when it is refused."""
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        args: Mapping[str, Scalar] = _NONE,
+    ) -> str:
+        """The conversation up to where the model speaks; Failure(BAD_INPUT) when it is refused.
+
+        `tools` are as OpenAI's API has them. `args` are whatever this template takes besides.
+        """
+        given = {
+            "messages": list(messages),
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": True,
+        }
         try:
-            return self._template.render(
-                messages=list(messages),
-                tools=None,
-                documents=None,
-                add_generation_prompt=True,
-                **self._special_tokens,
-            )
+            return self._template.render({**args, **given, **self._special_tokens})
         except _Rejected as rejected:
             raise _bad_input(str(rejected)) from None
         except (TemplateError, *_UNFORESEEN) as failed:

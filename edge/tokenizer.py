@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -10,13 +11,25 @@ from anyio import CapacityLimiter, to_thread
 from tokenizers import Tokenizer
 
 from edge.ask import Ask
+from edge.reader import Reader
 from edge.special import SpecialTokens, strings
+from edge.speech import NUM_TAIL, Speech
 from edge.spelling import Spelling, TextStream, vocabulary
 from edge.template import ChatTemplate, utc_now
+from edge.tool_families import HIDDEN
+from edge.tool_prompt import as_openai
 from routing.errors import Code, Failure
-from routing.wire import TextAssets
+from routing.wire import Grammar, TextAssets
 
 _INLINE_CHARS = 2000  # about 2 ms to encode; a longer text would hold up every other stream
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """How an answer is read that may be more than text: ids into text, text into pieces."""
+
+    stream: TextStream
+    reader: Reader
 
 
 class ModelText:
@@ -33,6 +46,13 @@ class ModelText:
             else None
         )
         self.num_ids = 1 + max(vocabulary(spec).values())
+        added = {one["content"]: one["id"] for one in spec["added_tokens"]}
+        self._speech = (
+            Speech(self._template, assets.chat_template, added, self._special.ids)
+            if self._template
+            else None
+        )
+        self._showing: dict[frozenset[int], Spelling] = {}  # by the special tokens that it shows
 
     def encode_prompt(self, ask: Ask) -> tuple[int, ...]:
         """What the model is to read; Failure(BAD_INPUT) when the template or the ids refuse it."""
@@ -49,13 +69,27 @@ class ModelText:
 
     async def encode_prompt_async(self, ask: Ask, limiter: CapacityLimiter) -> tuple[int, ...]:
         """The same; a long text is encoded in a thread, at most as many at once as `limiter`."""
-        if sum(map(len, strings((ask.prompt, ask.messages)))) <= _INLINE_CHARS:
+        given = (ask.prompt, ask.messages, as_openai(ask.tools.offered))
+        if sum(map(len, strings(given))) <= _INLINE_CHARS:
             return self.encode_prompt(ask)
         return await to_thread.run_sync(self.encode_prompt, ask, limiter=limiter)
 
     def stream(self) -> TextStream:
         """A new answer's text."""
         return TextStream(self._spelling)
+
+    def read(self, ask: Ask, ids: Sequence[int], request_id: str) -> Heard | None:
+        """What reads the answer to the prompt of these ids; None: all of it is text."""
+        if self._speech is None:
+            return None
+        reader = self._speech.reader(ask, request_id, self._tail(ids))
+        if reader is None:
+            return None
+        return Heard(stream=TextStream(self._shown(self._speech.spelled(ask))), reader=reader)
+
+    def grammar(self, ask: Ask, ids: Sequence[int]) -> Grammar | None:
+        """What the answer to the prompt of these ids must match."""
+        return ask.grammar if self._speech is None else self._speech.grammar(ask, self._tail(ids))
 
     def token_text(self, token_id: int) -> str:
         """One token by itself: see Spelling.text."""
@@ -66,8 +100,23 @@ class ModelText:
         if self._template is None:
             raise _bad_input("this model has no chat template: give '/prompt'")
         turns = ask.messages or ({"role": "user", "content": ask.prompt},)
-        turns, mark = self._special.mark(turns)
-        return self._special.name(self._template.render(turns), mark)
+        assert self._speech is not None
+        prepared = self._speech.prepared(turns, ask)
+        (messages, tools, args), mark = self._special.mark((*prepared, dict(ask.template_args)))
+        return self._special.name(self._template.render(messages, tools, args), mark)
+
+    def _tail(self, ids: Sequence[int]) -> str:
+        return "".join(map(self.token_text, ids[-NUM_TAIL:]))
+
+    def _shown(self, names: Mapping[int, str]) -> Spelling:
+        """Special tokens among what is spelled, as `edge.reader` expects them."""
+        if not names:
+            return self._spelling
+        key = frozenset(names)
+        if key not in self._showing:
+            hidden = {at: HIDDEN + name for at, name in names.items()}
+            self._showing[key] = self._spelling.showing(hidden)
+        return self._showing[key]
 
     def _encode(self, text: str, *, begin: bool) -> tuple[int, ...]:
         """`begin`: with what the model's makers put around any text; a template does so itself."""

@@ -6,13 +6,15 @@ Pure: bytes to `Ask`, `Piece` to bytes. Knows no HTTP, no model and no tokens.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
-from edge import formats, options, sse
+from edge import formats, options, sse, thinking, tools
 from edge.ask import Ask, Broke, End, Piece, Reasoning, Text, ToolArguments, ToolEnd, ToolStart
 from edge.checks import BadField, Fields, read, required
 from edge.envelope import envelope, error_envelope, usage
+from edge.gathered import Call, gather
 from edge.messages import messages
 from edge.spelled import Spelled
 from routing.errors import Failure
@@ -46,6 +48,8 @@ def parse_fields(fields: Fields, model: str) -> Ask:
     if raw and prompt is None:
         raise BadField("/raw", "'/raw' needs '/prompt': messages go through the chat template")
     options.refuse_unsupported(fields)
+    if raw:
+        tools.refuse_tools(fields)
     _refuse_logprobs(fields)
     if fields.integer("n", 1, 128) not in {None, 1}:
         raise BadField("/n", "'/n': several choices are given by /ai/v1/chat/completions")
@@ -58,11 +62,14 @@ def parse_fields(fields: Fields, model: str) -> Ask:
         stops=options.stops(fields),
         grammar=formats.grammar(fields),
         reject_if_busy=options.rejects_if_busy(fields),
+        tools=tools.tools(fields),
+        template_args=thinking.template_args(fields),
         sampling=options.sampling(fields, options.NATIVE),
     )
 
 
 _BEFORE, _BETWEEN, _AFTER = b'data: {"response":', b',"p":"', b'"}\n\n'
+_BEFORE_THOUGHT = b'data: {"response":"","reasoning_content":'
 _PADDED = 32  # bytes: of text and padding together, or a multiple
 _PADDING = b"abcdefghijklmnopqrstuvwxyz0123456789"
 
@@ -78,11 +85,11 @@ class Answer(Spelled):
     def __init__(self, *, is_json: bool = False) -> None:
         """`is_json`: whether JSON was asked for. A whole answer then is that, and no text."""
         self._is_json = is_json
+        self._calls: list[Call] = []  # told at the end
 
     def text_frame(self, text: str) -> bytes:
         """The event that tells more text, not the first: what `frames` makes of it, but sooner."""
-        said = sse.encode(text)
-        return _BEFORE + said + _BETWEEN + _PADDING[: -len(said) % _PADDED] + _AFTER
+        return _padded(_BEFORE, text)
 
     def frames(self, piece: Piece) -> bytes:
         """The events that tell `piece`, b"" for none. `End` closes the stream with [DONE].
@@ -93,20 +100,54 @@ class Answer(Spelled):
         match piece:
             case Text(text=text):
                 return self.text_frame(text) if text else b""
+            case Reasoning(text=text):
+                return _padded(_BEFORE_THOUGHT, text)
+            case ToolStart() | ToolArguments() | ToolEnd():
+                self._hear(piece)
+                return b""
             case End(reason=reason, usage=used):
                 last = {"response": "", "finish_reason": reason, "usage": usage(used)}
-                return sse.event(last) + sse.DONE
+                return self._called() + sse.event(last) + sse.DONE
             case Broke(code=code, detail=detail):
                 return sse.event(error_envelope(Failure(code, detail)), "error")
-            case Reasoning() | ToolStart() | ToolArguments() | ToolEnd():
-                return b""
 
     def whole(self, pieces: Iterable[Piece], end: End) -> bytes:
         """The JSON body of an answer that was not streamed."""
-        text = "".join(piece.text for piece in pieces if isinstance(piece, Text))
-        response = _as_json(text) if self._is_json else text
-        result = {"response": response, "finish_reason": end.reason, "usage": usage(end.usage)}
+        made = gather(pieces)
+        whole = [native for call in made.calls if (native := call.native) is not None]
+        text = made.text + "".join(call.text for call in made.calls if not call.whole)
+        as_json = self._is_json and not made.calls
+        result: dict[str, Any] = {"response": _as_json(text) if as_json else text}
+        if made.reasoning:
+            result["reasoning_content"] = made.reasoning
+        if whole:
+            result["tool_calls"] = whole
+        result |= {"finish_reason": end.reason, "usage": usage(end.usage)}
         return msgspec.json.encode(envelope(result))
+
+    def _hear(self, piece: ToolStart | ToolArguments | ToolEnd) -> None:
+        match piece:
+            case ToolStart(id=known, name=name):
+                self._calls.append(Call(id=known, name=name))
+            case ToolArguments(text=text):
+                self._calls[-1].arguments += text
+            case ToolEnd():
+                self._calls[-1].whole = True
+
+    def _called(self) -> bytes:
+        """One event with all whole calls: LangChain's reader looks at no other after the first.
+
+        What did not become a whole call is text, for arguments are objects here.
+        """
+        rest = "".join(call.text for call in self._calls if not call.whole)
+        whole = [native for call in self._calls if (native := call.native) is not None]
+        frames = self.text_frame(rest) if rest else b""
+        return frames + (sse.event({"response": "", "tool_calls": whole}) if whole else b"")
+
+
+def _padded(before: bytes, text: str) -> bytes:
+    said = sse.encode(text)
+    return before + said + _BETWEEN + _PADDING[: -len(said) % _PADDED] + _AFTER
 
 
 def error(failure: Failure) -> bytes:

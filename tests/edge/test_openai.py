@@ -56,7 +56,6 @@ class TestAsks:
             ({"top_logprobs": 2}, "/top_logprobs"),
             ({"stream_options": {"include_usage": "yes"}}, "/stream_options/include_usage"),
             ({"stream_options": []}, "/stream_options"),
-            ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "/tools"),
             ({"temperature": 2.1}, "/temperature"),
             ({"top_p": 1.1}, "/top_p"),
             ({"frequency_penalty": -2.1}, "/frequency_penalty"),

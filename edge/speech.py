@@ -1,0 +1,89 @@
+"""How one model thinks aloud and calls tools: what it is shown, how its answers are read. Pure.
+
+Chosen by its chat template and its special tokens. Shared by all requests; keeps nothing of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from edge.ask import Ask, Message
+from edge.reader import Reader
+from edge.template import ChatTemplate
+from edge.thinking import Thinking, thinking_of
+from edge.tool_families import Family, hidden_markers
+from edge.tool_grammar import call_grammar
+from edge.tool_prompt import Habits, habits_of, prepared
+from routing.wire import Grammar
+
+NUM_TAIL = 16  # ids of a prompt's end among which a mark may be, and space behind it
+
+
+class Speech:
+    def __init__(
+        self, template: ChatTemplate, source: str, added: Mapping[str, int], special: frozenset[int]
+    ) -> None:
+        """`source`: of the template. `added`: the tokenizer's added tokens by name."""
+        self._template = template
+        self._source = source
+        self._special = {name: at for name, at in added.items() if at in special}
+        self._thinking = thinking_of(source, added)
+
+    @cached_property
+    def habits(self) -> Habits:
+        """Found out by some milliseconds of trying, so not before somebody has tools."""
+        return habits_of(self._template, self._source)
+
+    def prepared(self, messages: Sequence[Message], ask: Ask) -> tuple[list[Message], Any]:
+        """Messages and tools as the template is to be given them."""
+        known = any(turn.get("tool_calls") or turn["role"] == "tool" for turn in messages)
+        if not known and not ask.tools.offered:
+            return list(messages), None
+        return prepared(self.habits, messages, ask.tools.offered)
+
+    def reader(self, ask: Ask, request_id: str, tail: str) -> Reader | None:
+        """What reads the answer to a prompt that ends with `tail`; None: all of it is text."""
+        if ask.raw or ask.token_ids is not None:
+            return None
+        family = self._family(ask)
+        if family is None and self._thinking is None:
+            return None
+        return Reader(
+            request_id=request_id,
+            tools=ask.tools,
+            family=family,
+            thinking=self._thinking,
+            thinks=self._thinks(tail),
+            hidden=self._hidden(family),
+        )
+
+    def spelled(self, ask: Ask) -> dict[int, str]:
+        """Special tokens that whoever reads the answer has to see."""
+        return {self._special[name]: name for name in self._hidden(self._family(ask))}
+
+    def grammar(self, ask: Ask, tail: str) -> Grammar | None:
+        """What an answer must match that has to be calls; else what the client says it must."""
+        if not ask.tools.forced:
+            return ask.grammar
+        source = call_grammar(
+            self.habits.family,
+            ask.tools,
+            special=self._special,
+            thinking=self._thinking,
+            thinks=self._thinks(tail),
+        )
+        return Grammar("lark", source)
+
+    def _family(self, ask: Ask) -> Family | None:
+        return self.habits.family if ask.tools.offered else None
+
+    def _thinks(self, tail: str) -> bool:
+        return self._thinking is not None and tail.rstrip().endswith(self._thinking.open)
+
+    def _hidden(self, family: Family | None) -> frozenset[str]:
+        thinking: Thinking | None = self._thinking
+        texts = [*(family.texts if family else ())]
+        texts += [thinking.open, thinking.close] if thinking else []
+        return hidden_markers(texts, self._special)

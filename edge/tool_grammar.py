@@ -1,0 +1,162 @@
+"""Calls that have to be made, as a grammar in llguidance's dialect of Lark. Pure.
+
+What matches it is calls in the model's own form, of tools that were named, with arguments that
+their schemas allow: `edge.reader` reads them, and they parse. A model that thinks may do so first.
+Syntax: https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from edge.ask import Tool, ToolAsk
+from edge.thinking import Thinking
+from edge.tool_families import Family
+from edge.tool_tagged import read_as
+
+# As `json.dumps` writes, which is what models were shown; and no space without end.
+_WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# By any of these a schema of an object may allow more than its `properties`.
+_OPEN = {
+    "additionalProperties",
+    "patternProperties",
+    "unevaluatedProperties",
+    "$ref",
+    "$dynamicRef",
+}
+_OPEN |= {"allOf", "anyOf", "oneOf", "if", "not", "dependentSchemas", "propertyNames"}
+
+
+def call_grammar(
+    row: Family,
+    tools: ToolAsk,
+    *,
+    special: Mapping[str, int],
+    thinking: Thinking | None = None,
+    thinks: bool = False,
+) -> str:
+    """The grammar of an answer that calls one of `tools.forced`.
+
+    `special`: ids of the special tokens, which no text can spell. `thinks`: the prompt has begun
+    the model's thoughts.
+    """
+    lark = _Lark(row, special)
+    forced = [tool for tool in tools.offered if tool.name in tools.forced]
+    calls = [lark.call(at, tool) for at, tool in enumerate(forced)]
+    further = "" if tools.most == 1 else f" (s {lark.mark(row.next)} s call)*"
+    opening = f"{lark.mark(row.begin)} s {lark.mark(row.open)} s"
+    ends = f"s {lark.mark(row.end)}" if row.end else ""
+    lark.rules += [
+        f"start: {lark.thoughts(thinking, begun=thinks)} {opening} call{further} {ends}",
+        f"call: {' | '.join(calls)}",
+        "s: SPACE?",
+        r"SPACE: /[ \n]{1,2}/",
+    ]
+    return "\n".join(reversed(lark.rules))
+
+
+class _Lark:
+    def __init__(self, row: Family, special: Mapping[str, int]) -> None:
+        self.rules: list[str] = []
+        self._row = row
+        self._special = special
+        names = sorted(special, key=len, reverse=True)
+        self._names = re.compile("(" + ("|".join(map(re.escape, names)) or "(?!)") + ")")
+
+    def mark(self, text: str) -> str:
+        """A text with special tokens in it: those by id."""
+        parts = filter(None, self._names.split(text))
+        return " ".join(
+            f"<[{self._special[part]}]>" if part in self._special else json.dumps(part)
+            for part in parts
+        )
+
+    def thoughts(self, thinking: Thinking | None, *, begun: bool) -> str:
+        if thinking is None:
+            return ""
+        self.rules.append(f"thoughts: {self._up_to('thought', thinking.close)} s")
+        return "thoughts" if begun else f"({self.mark(thinking.open)} thoughts)?"
+
+    def call(self, at: int, tool: Tool) -> str:
+        """The rule of a call of this tool, from behind `open` to `close`."""
+        row, name = self._row, f"call_{at}"
+        close = f"s {self.mark(row.close)}" if row.close else ""
+        match row.form:
+            case "object":
+                members = json.dumps(f'{{"name": "{tool.name}", "{row.arguments}": ')
+                body = f'{members} {self._arguments(name, tool)} "}}"'
+            case "headed":
+                number = '":" /[0-9]/' if row.history_id == "numbered" else ""
+                head = f"{self.mark(row.head + tool.name)} {number} {self.mark(row.neck)}"
+                body = f"{head} {self._arguments(name, tool)} {self.mark(row.tail)}"
+            case "tagged":
+                body = self._tagged(name, tool)
+        self.rules.append(f"{name}: {body} {close}")
+        return name
+
+    def _arguments(self, name: str, tool: Tool) -> str:
+        """Of no other parameters than the schema names, unless it speaks of others."""
+        schema = tool.parameters
+        if not _OPEN & schema.keys():
+            schema = {**schema, "additionalProperties": False}
+        return self._json(name, schema, tool)
+
+    def _json(self, name: str, schema: Mapping[str, Any], tool: Tool) -> str:
+        """A rule for what matches the schema; a tool that is not strict need not be checkable."""
+        said = _WRITTEN | {"lenient": not tool.strict}
+        written = json.dumps({**schema, "x-guidance": said}, ensure_ascii=False)
+        self.rules.append(f"{name}_json: %json {written}")
+        return f"{name}_json"
+
+    def _tagged(self, name: str, tool: Tool) -> str:
+        row, schema = self._row, tool.parameters
+        properties = schema.get("properties")
+        named = properties if isinstance(properties, dict) else {}
+        needed = schema.get("required")
+        needed = set(needed) if isinstance(needed, list) else set()
+        parts = [
+            f"({self._parameter(f'{name}_{at}', tool, key)}){'' if key in needed else '?'}"
+            for at, key in enumerate(named)
+        ]
+        head = self.mark(row.head + tool.name + row.neck)
+        return f"{head} {' '.join(parts)} s {self.mark(row.tail)}"
+
+    def _parameter(self, name: str, tool: Tool, key: str) -> str:
+        row, schema = self._row, tool.parameters
+        line = "\n" if not row.value else ""
+        value = row.value and f"s {self.mark(row.value)}"
+        opening = f"s {self.mark(row.key + key + row.key_end)} {value} {self.mark(line)}"
+        if (choices := _choices(schema["properties"][key])) is not None:
+            told = " | ".join(json.dumps(choice) for choice in choices)
+            return f"{opening} ({told}) {self.mark(line + row.value_end)}"
+        kinds = read_as(schema, key)
+        if "string" in kinds or not kinds:
+            return f"{opening} {self._up_to(name, line + row.value_end)}"
+        one = schema["properties"][key]
+        shared: dict[str, Any] = {at: schema[at] for at in ("$defs", "definitions") if at in schema}
+        made = self._json(name, {**shared, **one}, tool)
+        return f"{opening} {made} {self.mark(line + row.value_end)}"
+
+    def _up_to(self, name: str, end: str) -> str:
+        """Any text, and the mark behind it."""
+        if end in self._special:
+            self.rules.append(f"{name}_text: /(?s:.*)/")
+            return f"{name}_text {self.mark(end)}"
+        self.rules.append(f"{name}_text[lazy]: /(?s:.*){_escaped(end)}/")
+        return f"{name}_text"
+
+
+def _choices(schema: Any) -> Iterable[str] | None:
+    """The texts of which a parameter is one."""
+    choices = schema.get("enum") if isinstance(schema, dict) else None
+    if isinstance(choices, list) and choices and all(isinstance(it, str) for it in choices):
+        return choices
+    return None
+
+
+def _escaped(text: str) -> str:
+    """As an expression between slashes."""
+    return re.sub(r"[][.*+?(){}|^$\\/]", r"\\\g<0>", text).replace("\n", r"\n")

@@ -1,0 +1,163 @@
+"""A conversation with tools as one model's chat template takes it. Pure; knows no tokens.
+
+What a template does with tools nobody writes down, so it is tried out, once a template. One that
+does nothing with them gets them as text, in the words that Hermes and Qwen 2.5 were trained with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edge.ask import Message, Tool
+from edge.template import ChatTemplate
+from edge.tool_families import PROMPTED, Family, family_of, history_id
+from routing.errors import Failure
+
+_PROBE = Tool(name="probe_tool", description="probe", parameters={"type": "object"})
+_USER: Message = {"role": "user", "content": "a"}
+_SYSTEM: Message = {"role": "system", "content": "b"}
+_CALL = {"id": "123456789", "type": "function"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Habits:
+    """What a chat template does with tools."""
+
+    family: Family  # PROMPTED: nothing that is known here
+    system: bool  # takes a system message
+    text_arguments: bool  # of earlier calls: JSON as a text; else as an object
+
+
+def habits_of(template: ChatTemplate, source: str) -> Habits:
+    plain = _rendered(template, [_USER], None)
+    shown = _rendered(template, [_USER], as_openai([_PROBE]))
+    takes_tools = shown is not None and plain != shown and _PROBE.name in shown
+    return Habits(
+        family=family_of(source, takes_tools=takes_tools),
+        system=_rendered(template, [_SYSTEM, _USER], None) is not None,
+        text_arguments=_renders_call(template, {"x": 1}) is None
+        and _renders_call(template, '{"x": 1}') is not None,
+    )
+
+
+def prepared(
+    habits: Habits, messages: Sequence[Message], tools: Sequence[Tool]
+) -> tuple[list[Message], list[dict[str, Any]] | None]:
+    """Messages and tools as the template is to be given them."""
+    if habits.family is PROMPTED:
+        turns = [_in_text(turn) for turn in messages]
+        return (_described(habits, turns, tools) if tools else turns), None
+    turns = list(_renamed(habits, messages)) if _have_calls(messages) else list(messages)
+    return turns, as_openai(tools) or None
+
+
+def as_openai(tools: Iterable[Tool]) -> list[dict[str, Any]]:
+    """Each as OpenAI's API has it, which is what templates expect."""
+    return [
+        {
+            "type": "function",
+            "function": {
+                "name": tool.name,
+                "description": tool.description or "",
+                "parameters": tool.parameters,
+            },
+        }
+        for tool in tools
+    ]
+
+
+def _rendered(
+    template: ChatTemplate, turns: list[Message], tools: list[dict[str, Any]] | None
+) -> str | None:
+    """None: it does not take them."""
+    try:
+        return template.render(turns, tools)
+    except Failure:
+        return None
+
+
+def _renders_call(template: ChatTemplate, arguments: Any) -> str | None:
+    call = _CALL | {"function": {"name": _PROBE.name, "arguments": arguments}}
+    turns: list[Message] = [
+        _USER,
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "c", "name": _PROBE.name, "tool_call_id": call["id"]},
+    ]
+    return _rendered(template, turns, as_openai([_PROBE]))
+
+
+def _have_calls(messages: Sequence[Message]) -> bool:
+    return any(turn.get("tool_calls") or turn["role"] == "tool" for turn in messages)
+
+
+def _renamed(habits: Habits, messages: Sequence[Message]) -> Iterable[Message]:
+    """Calls with ids of the family's own kind, so answers to them; arguments as it has them."""
+    ids: dict[str, str] = {}
+    number = 0
+    for turn in messages:
+        calls = []
+        for call in turn.get("tool_calls", ()):
+            function, known = call["function"], call.get("id", f"call_{number}")
+            ids[known] = history_id(habits.family, known, function["name"], number)
+            arguments = function["arguments"]
+            if habits.text_arguments and not isinstance(arguments, str):
+                arguments = json.dumps(arguments, ensure_ascii=False)
+            calls.append(call | {"id": ids[known], "function": function | {"arguments": arguments}})
+            number += 1
+        answers = turn.get("tool_call_id")
+        yield (
+            turn
+            | ({"tool_calls": calls} if calls else {})
+            | ({"tool_call_id": ids.get(answers, answers)} if answers else {})
+        )
+
+
+def _in_text(turn: Message) -> Message:
+    """Calls, and what came of them, for a template that knows of neither."""
+    if turn["role"] == "tool":
+        said = f"<tool_response>\n{turn['content']}\n</tool_response>"
+        return {"role": "user", "content": said}
+    if not (calls := turn.get("tool_calls")):
+        return turn
+    said = "\n".join([*filter(None, [turn["content"]]), *(_call_text(call) for call in calls)])
+    return {"role": turn["role"], "content": said}
+
+
+def _call_text(call: dict[str, Any]) -> str:
+    function = call["function"]
+    told = json.dumps(
+        {"name": function["name"], "arguments": function["arguments"]}, ensure_ascii=False
+    )
+    return f"<tool_call>\n{told}\n</tool_call>"
+
+
+def _described(habits: Habits, turns: list[Message], tools: Sequence[Tool]) -> list[Message]:
+    """With the tools in the system message; in the first one, where there can be none."""
+    text = _DESCRIBED.format(
+        tools="\n".join(json.dumps(tool, ensure_ascii=False) for tool in as_openai(tools))
+    )
+    first = turns[0]
+    if first["role"] == "system" or not habits.system:
+        return [first | {"content": f"{first['content']}\n\n{text}"}, *turns[1:]]
+    return [{"role": "system", "content": text}, *turns]
+
+
+# After Qwen 2.5's chat template, which has it from Hermes 2 Pro.
+_DESCRIBED = """\
+# Tools
+
+You may call one or more functions to assist with the user query.
+
+You are provided with function signatures within <tools></tools> XML tags:
+<tools>
+{tools}
+</tools>
+
+For each function call, return a json object with function name and arguments within \
+<tool_call></tool_call> XML tags:
+<tool_call>
+{{"name": <function-name>, "arguments": <args-json-object>}}
+</tool_call>"""
