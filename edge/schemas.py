@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from edge.options import ANTHROPIC, MAX_BIASES, MAX_STOP_CHARS, MAX_STOPS, NATIVE, OPENAI, Range
+from edge.thinking import EFFORTS, MOST_ARGS
+from edge.tools import MOST_TOOLS
 
 Schema = dict[str, Any]
 
