@@ -196,7 +196,15 @@ class JobRunner:
                 held.status, body = await self._insist(partial(self._store.read, load))
                 answered = None if body is None else await self._ask(held, app, body)
             if answered is not None:
-                await self._insist(partial(self._store.write, _kept(held.job.id, item, answered)))
+                await self._keep(_kept(held.job.id, item, answered))
+
+    async def _keep(self, work: Callable[[Db], bool]) -> None:
+        """Not to be asked again only because this process stops now."""
+        try:
+            with anyio.CancelScope(shield=True):
+                await self._store.write(work)
+        except StoreAway:
+            await self._insist(partial(self._store.write, work))
 
     async def _ask(self, held: _Held, app: ASGIApp, body: bytes) -> Answered | None:
         """The answer; None where there is no more time for one here."""

@@ -13,7 +13,7 @@ import pytest
 
 from edge.store import Store
 from tests.routing.test_rows import ledger_rows
-from tests.system.world import MODEL, Process, Shape, World, counted, edge_words, start, world
+from tests.system.world import Process, Shape, World, counted, edge_words, start, world
 
 pytestmark = pytest.mark.system
 
@@ -124,10 +124,10 @@ async def test_an_edge_that_is_killed_in_mid_job(tmp_path: Path) -> None:
         assert usage == {
             "prompt_tokens": count, "completion_tokens": 10 * count, "total_tokens": 11 * count
         }  # fmt: skip
-        # Each request of a job has a row of its own, but for those the killed edge was at; what it
-        # had answered in its last moments may not be in the ledger yet.
-        rows = [row for row in ledger_rows(w.usage / "ledger.sqlite") if row.model == MODEL]
-        assert count - had <= len(rows) <= count
+        # Each request of a job has a row of its own. What the killed edge had answered in its last
+        # moments may be in the ledger and not in the store, or the other way round.
+        rows = [row for row in ledger_rows(w.usage / "ledger.sqlite") if row.outcome == "ok"]
+        assert count - had <= len(rows) <= count + IN_FLIGHT
         await w.settled("weur-prefill", "weur-decode")
 
 
@@ -142,9 +142,9 @@ async def test_an_edge_that_is_stopped_hands_its_job_over(tmp_path: Path) -> Non
         second.go_on()
         assert await anyio.to_thread.run_sync(first.stop) == 0
         check_answers(await done(w, second, job), count)
-        rows = [row for row in ledger_rows(w.usage / "ledger.sqlite") if row.model == MODEL]
-        assert len(rows) == count
-        assert {row.outcome for row in rows} == {"ok"}
+        rows = ledger_rows(w.usage / "ledger.sqlite")
+        assert len([row for row in rows if row.outcome == "ok"]) == count
+        assert {row.outcome for row in rows} <= {"ok", "no_capacity"}  # then it is asked again
 
 
 async def test_a_job_outlives_every_process(tmp_path: Path) -> None:
