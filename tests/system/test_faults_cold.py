@@ -44,7 +44,8 @@ async def ask_all(w: World, count: int) -> list[httpx2.Response]:
 
 
 async def test_a_hundred_first_requests_wait_for_one_load(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
+    shape = Shape(front_flags=("--max-wait-s", "0"))  # a line as long as it gets
+    async with world(tmp_path, shape) as w:
         starts = await load_anew(w, 4.0)
         with anyio.fail_after(PATIENCE_S):
             answers = await ask_all(w, 100)
