@@ -21,6 +21,7 @@ from edge.tool_tagged import literal, quoted, read_as
 
 _MOST_HEAD = 200  # characters of a name and what is around it
 _SPACE = " \t\r\n"
+_MOST_SPACE = 1000  # characters that are held back; a model that says more says nothing else
 _ARGUMENTS = ("arguments", "parameters")
 
 
@@ -80,7 +81,8 @@ class Reader:
     def _tell(self, text: str) -> None:
         if self._blank:
             text = self._space + text
-            self._space = text if not text.strip(_SPACE) else ""
+            held = len(text) <= _MOST_SPACE and not text.strip(_SPACE)
+            self._space = text if held else ""
             self._blank = bool(self._space) or not text
             text = "" if self._blank else text
         self._add(Text, text)
@@ -90,7 +92,7 @@ class Reader:
         thought = self._space + thought
         if self._blank:
             thought = thought.lstrip(_SPACE)
-        told = thought.rstrip(_SPACE)
+        told = thought.rstrip(_SPACE) if len(self._space) <= _MOST_SPACE else thought
         self._space = thought[len(told) :]
         self._blank = self._blank and not told
         self._add(Reasoning, told)

@@ -64,15 +64,21 @@ class Speech:
         return {self._special[name]: name for name in self._hidden(self._family(ask))}
 
     def grammar(self, ask: Ask, tail: str) -> Grammar | None:
-        """What an answer must match that has to be calls; else what the client says it must."""
-        if not ask.tools.forced:
+        """What an answer must match: of calls, where they must be made or must match a schema; else
+        what the client says."""
+        tools, instead = ask.tools, _schema(ask.grammar)
+        if not tools.offered or (ask.grammar and instead is None and not tools.forced):
             return ask.grammar
+        strict = any(tool.strict for tool in tools.offered) and not self.habits.family.bare
+        if not (tools.forced or instead is not None or strict):
+            return None
         source = call_grammar(
             self.habits.family,
-            ask.tools,
+            tools,
             special=self._special,
             thinking=self._thinking,
             thinks=self._thinks(tail),
+            instead=instead,
         )
         return Grammar("lark", source)
 
@@ -87,3 +93,10 @@ class Speech:
         texts = [*(family.texts if family else ())]
         texts += [thinking.open, thinking.close] if thinking else []
         return hidden_markers(texts, self._special)
+
+
+def _schema(asked: Grammar | None) -> str | None:
+    """The schema of an answer that has to be JSON."""
+    if asked is None or asked.kind not in {"json_object", "json_schema"}:
+        return None
+    return asked.source or '{"type": "object"}'
