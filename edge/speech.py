@@ -10,10 +10,11 @@ from functools import cached_property
 from typing import Any
 
 from edge.ask import Ask, Message
+from edge.channels import ChannelReader
 from edge.reader import Reader
 from edge.template import ChatTemplate
 from edge.thinking import Thinking, thinking_of
-from edge.tool_families import Family, hidden_markers
+from edge.tool_families import Family, channels_of, hidden_markers
 from edge.tool_grammar import call_grammar
 from edge.tool_prompt import Habits, habits_of, prepared
 from routing.wire import Grammar
@@ -30,6 +31,7 @@ class Speech:
         self._source = source
         self._special = {name: at for name, at in added.items() if at in special}
         self._thinking = thinking_of(source, added)
+        self._channels = channels_of(source)
 
     @cached_property
     def habits(self) -> Habits:
@@ -38,6 +40,8 @@ class Speech:
 
     def prepared(self, messages: Sequence[Message], ask: Ask) -> tuple[list[Message], Any]:
         """Messages and tools as the template is to be given them."""
+        if self._channels is not None:
+            messages = [_with_thoughts(turn) for turn in messages]
         known = any(turn.get("tool_calls") or turn["role"] == "tool" for turn in messages)
         if not known and not ask.tools.offered:
             return list(messages), None
@@ -50,7 +54,8 @@ class Speech:
         family = self._family(ask)
         if family is None and self._thinking is None:
             return None
-        return Reader(
+        kind = ChannelReader if family is not None and family.form == "channels" else Reader
+        return kind(
             request_id=request_id,
             tools=ask.tools,
             family=family,
@@ -83,7 +88,7 @@ class Speech:
         return Grammar("lark", source)
 
     def _family(self, ask: Ask) -> Family | None:
-        return self.habits.family if ask.tools.offered else None
+        return self.habits.family if ask.tools.offered else self._channels
 
     def _thinks(self, tail: str) -> bool:
         return self._thinking is not None and tail.rstrip().endswith(self._thinking.open)
@@ -93,6 +98,13 @@ class Speech:
         texts = [*(family.texts if family else ())]
         texts += [thinking.open, thinking.close] if thinking else []
         return hidden_markers(texts, self._special)
+
+
+def _with_thoughts(turn: Message) -> Message:
+    """As gpt-oss' template names them: those ahead of a call, where there is no text."""
+    if not turn.get("tool_calls") or turn["content"] or "reasoning_content" not in turn:
+        return turn
+    return turn | {"thinking": turn["reasoning_content"]}
 
 
 def _schema(asked: Grammar | None) -> str | None:

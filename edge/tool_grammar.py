@@ -48,8 +48,9 @@ def call_grammar(
     lark = _Lark(row, special)
     allowed = [it for it in tools.offered if not tools.forced or it.name in tools.forced]
     calls = [lark.call(at, tool) for at, tool in enumerate(allowed)]
-    further = "" if tools.most == 1 else f" (s {lark.mark(row.next)} s call)*"
-    ends = f"s {lark.mark(row.end)}" if row.end else ""
+    one = tools.most == 1 or row.form == "channels"  # a call there ends the answer
+    further = "" if one else f" (s {lark.mark(row.next)} s call)*"
+    ends = f"s {lark.mark(row.end)}" if row.end and row.form != "channels" else ""
     rest = f"s {lark.mark(row.open)}" if row.begin else ""
     first, body = lark.mark(row.first), f"{rest} s call{further} {ends}"
     if tools.forced:
@@ -103,7 +104,7 @@ class _Lark:
             case "object":
                 members = json.dumps(f'{{"name": "{tool.name}", "{row.arguments}": ')
                 body = f'{members} {self._arguments(name, tool)} "}}"'
-            case "headed":
+            case "headed" | "channels":
                 number = '":" /[0-9]/' if row.history_id == "numbered" else ""
                 head = f"{self.mark(row.head + tool.name)} {number} {self.mark(row.neck)}"
                 body = f"{head} {self._arguments(name, tool)} {self.mark(row.tail)}"
@@ -157,7 +158,7 @@ class _Lark:
 
     def _up_to(self, name: str, end: str) -> str:
         """Any text, and the mark behind it."""
-        if end in self._special:
+        if (found := self._names.match(end)) and found[0]:
             self.rules.append(f"{name}_text: /(?s:.*)/")
             return f"{name}_text {self.mark(end)}"
         self.rules.append(f"{name}_text[lazy]: /(?s:.*){_escaped(end)}/")

@@ -51,8 +51,13 @@ def matcher(family: str, grammar: str) -> LLMatcher:
 
 
 def accepts(family: str, grammar: str, text: str) -> bool:
-    """Whether a whole answer matches."""
-    ids, made = list(ids_of(text, marks(family))), matcher(family, grammar)
+    return matches(marks(family), grammar, text)
+
+
+def matches(special: tuple[str, ...], grammar: str, text: str) -> bool:
+    """Whether a whole answer does, of a model with these special tokens."""
+    made = compiled(infire.request.Grammar("lark", grammar), vocabulary(special))
+    ids = list(ids_of(text, special))
     return made.try_consume_tokens(ids) == len(ids) and made.is_accepting()
 
 
