@@ -19,8 +19,9 @@ from edge.thinking import Thinking
 from edge.tool_families import HIDDEN, Family, call_id, name_of, spelled
 from edge.tool_tagged import literal, quoted, read_as
 
-_MOST_HEAD = 200  # characters of a name and what is around it
-_SPACE = " \t\r\n"
+MOST_HEAD = 200  # characters of a name and what is around it
+SPACE = " \t\r\n"
+_MOST_SPACE = 1000  # characters that are held back; a model that says more says nothing else
 _ARGUMENTS = ("arguments", "parameters")
 
 
@@ -80,7 +81,8 @@ class Reader:
     def _tell(self, text: str) -> None:
         if self._blank:
             text = self._space + text
-            self._space = text if not text.strip(_SPACE) else ""
+            held = len(text) <= _MOST_SPACE and not text.strip(SPACE)
+            self._space = text if held else ""
             self._blank = bool(self._space) or not text
             text = "" if self._blank else text
         self._add(Text, text)
@@ -89,8 +91,8 @@ class Reader:
         """Space around thoughts is not theirs."""
         thought = self._space + thought
         if self._blank:
-            thought = thought.lstrip(_SPACE)
-        told = thought.rstrip(_SPACE)
+            thought = thought.lstrip(SPACE)
+        told = thought.rstrip(SPACE) if len(self._space) <= _MOST_SPACE else thought
         self._space = thought[len(told) :]
         self._blank = self._blank and not told
         self._add(Reasoning, told)
@@ -146,11 +148,11 @@ class Reader:
 
     def _pass_space(self) -> Reading[None]:
         cursor = self._cursor
-        while not cursor.text[cursor.at :].strip(_SPACE):
+        while not cursor.text[cursor.at :].strip(SPACE):
             cursor.at = len(cursor.text)
             if not (yield from cursor.more()):
                 return
-        cursor.at = len(cursor.text) - len(cursor.text[cursor.at :].lstrip(_SPACE))
+        cursor.at = len(cursor.text) - len(cursor.text[cursor.at :].lstrip(SPACE))
 
     def _attempt(
         self, mark: str, row: Family, read: Callable[[Family], Reading[bool]]
@@ -190,7 +192,7 @@ class Reader:
         match row.form:
             case "object":
                 told = yield from self._object(row)
-            case "headed":
+            case "headed" | "channels":
                 told = yield from self._headed(row)
             case "tagged":
                 told = yield from self._tagged(row)
@@ -212,7 +214,7 @@ class Reader:
         if not (yield from self._cursor.sequence(row.head)):
             return None
         yield from self._pass_space()
-        head = yield from self._cursor.until(row.neck, _MOST_HEAD)
+        head = yield from self._cursor.until(row.neck, MOST_HEAD)
         return None if head is None else self._tools.find(name_of(row, head))
 
     def _object(self, row: Family) -> Reading[bool]:
@@ -296,7 +298,7 @@ class Reader:
         cursor, made = self._cursor, "{"
         mark = yield from cursor.lead(row.key, row.tail or row.close)
         while mark == row.key:
-            key = yield from cursor.until(row.key_end, _MOST_HEAD)
+            key = yield from cursor.until(row.key_end, MOST_HEAD)
             if key is None or not (yield from cursor.sequence(row.value)):
                 return True
             self._argue(f'{made}"{quoted(key.strip())}": ')
@@ -338,7 +340,7 @@ class Reader:
         return False
 
     def _close(self, row: Family) -> Reading[None]:
-        yield from self._cursor.lead(row.tail.strip(_SPACE))
+        yield from self._cursor.lead(row.tail.strip(SPACE))
         yield from self._cursor.lead(row.close)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from edge.options import ANTHROPIC, MAX_BIASES, MAX_STOP_CHARS, MAX_STOPS, NATIVE, OPENAI, Range
 from edge.thinking import EFFORTS, MOST_ARGS
-from edge.tools import MOST_TOOLS
+from edge.tools import MOST_TOOLS, NAME
 
 Schema = dict[str, Any]
 
@@ -49,7 +49,15 @@ def _ranges(ranges: Mapping[str, Range]) -> dict[str, Schema]:
 
 
 _STOP = TEXT | {"minLength": 1, "maxLength": MAX_STOP_CHARS}
-_FUNCTION = _obj({"name": TEXT, "description": TEXT, "parameters": {"type": "object"}}, "name")
+_FUNCTION = _obj(
+    {
+        "name": TEXT | {"pattern": f"^{NAME}$"},
+        "description": TEXT,
+        "parameters": {"type": "object"},
+        "strict": FLAG,
+    },
+    "name",
+)
 TOOL = {
     "anyOf": [
         _FUNCTION,
@@ -140,6 +148,7 @@ GENERATION_OUTPUT: Schema = {
         _obj(
             {
                 "response": {"anyOf": [TEXT, {"type": "object"}]},
+                "reasoning_content": TEXT,
                 "usage": USAGE,
                 "tool_calls": _list(_obj({"name": TEXT, "arguments": {"type": "object"}}, "name")),
             },

@@ -10,10 +10,11 @@ from functools import cached_property
 from typing import Any
 
 from edge.ask import Ask, Message
+from edge.channels import ChannelReader
 from edge.reader import Reader
 from edge.template import ChatTemplate
 from edge.thinking import Thinking, thinking_of
-from edge.tool_families import Family, hidden_markers
+from edge.tool_families import Family, channels_of, hidden_markers
 from edge.tool_grammar import call_grammar
 from edge.tool_prompt import Habits, habits_of, prepared
 from routing.wire import Grammar
@@ -30,6 +31,7 @@ class Speech:
         self._source = source
         self._special = {name: at for name, at in added.items() if at in special}
         self._thinking = thinking_of(source, added)
+        self._channels = channels_of(source)
 
     @cached_property
     def habits(self) -> Habits:
@@ -38,6 +40,8 @@ class Speech:
 
     def prepared(self, messages: Sequence[Message], ask: Ask) -> tuple[list[Message], Any]:
         """Messages and tools as the template is to be given them."""
+        if self._channels is not None:
+            messages = [_with_thoughts(turn) for turn in messages]
         known = any(turn.get("tool_calls") or turn["role"] == "tool" for turn in messages)
         if not known and not ask.tools.offered:
             return list(messages), None
@@ -50,7 +54,8 @@ class Speech:
         family = self._family(ask)
         if family is None and self._thinking is None:
             return None
-        return Reader(
+        kind = ChannelReader if family is not None and family.form == "channels" else Reader
+        return kind(
             request_id=request_id,
             tools=ask.tools,
             family=family,
@@ -64,20 +69,26 @@ class Speech:
         return {self._special[name]: name for name in self._hidden(self._family(ask))}
 
     def grammar(self, ask: Ask, tail: str) -> Grammar | None:
-        """What an answer must match that has to be calls; else what the client says it must."""
-        if not ask.tools.forced:
+        """What an answer must match: of calls, where they must be made or must match a schema; else
+        what the client says."""
+        tools, instead = ask.tools, _schema(ask.grammar)
+        if not tools.offered or (ask.grammar and instead is None and not tools.forced):
             return ask.grammar
+        strict = any(tool.strict for tool in tools.offered) and not self.habits.family.bare
+        if not (tools.forced or instead is not None or strict):
+            return None
         source = call_grammar(
             self.habits.family,
-            ask.tools,
+            tools,
             special=self._special,
             thinking=self._thinking,
             thinks=self._thinks(tail),
+            instead=instead,
         )
         return Grammar("lark", source)
 
     def _family(self, ask: Ask) -> Family | None:
-        return self.habits.family if ask.tools.offered else None
+        return self.habits.family if ask.tools.offered else self._channels
 
     def _thinks(self, tail: str) -> bool:
         return self._thinking is not None and tail.rstrip().endswith(self._thinking.open)
@@ -87,3 +98,17 @@ class Speech:
         texts = [*(family.texts if family else ())]
         texts += [thinking.open, thinking.close] if thinking else []
         return hidden_markers(texts, self._special)
+
+
+def _with_thoughts(turn: Message) -> Message:
+    """As gpt-oss' template names them: those ahead of a call, where there is no text."""
+    if not turn.get("tool_calls") or turn["content"] or "reasoning_content" not in turn:
+        return turn
+    return turn | {"thinking": turn["reasoning_content"]}
+
+
+def _schema(asked: Grammar | None) -> str | None:
+    """The schema of an answer that has to be JSON."""
+    if asked is None or asked.kind not in {"json_object", "json_schema"}:
+        return None
+    return asked.source or '{"type": "object"}'

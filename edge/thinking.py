@@ -44,6 +44,8 @@ class Thinking:
 
 THINKING = (  # the first that a chat template writes, or a tokenizer has tokens for
     Thinking(open="<think>", close="</think>"),  # Qwen3, DeepSeek, Kimi K2 Thinking, GLM, SmolLM3
+    # gpt-oss: what is between is read by `edge.channels`.
+    Thinking(open="<|channel|>analysis<|message|>", close="<|end|><|start|>assistant"),
     Thinking(open="[THINK]", close="[/THINK]"),  # Magistral
     Thinking(open="<seed:think>", close="</seed:think>"),  # Seed-OSS
     Thinking(open="◁think▷", close="◁/think▷"),  # Kimi-VL

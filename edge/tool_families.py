@@ -24,12 +24,13 @@ class Family:
     Space may be between any two. CALL is by `form`:
     object   {"name": "f", "arguments": {...}}; `arguments` says how that member is called
     headed   `head` f `neck` {...} `tail`
+    channels as headed, among messages that each name a channel: see `edge.channels`
     tagged   `head` f `neck`, each parameter as `key` x `key_end` `value` TEXT `value_end`, `tail`
     """
 
     name: str
     signs: tuple[tuple[str, ...], ...] = ()  # all of one of these are in its chat template
-    form: Literal["object", "headed", "tagged"] = "object"
+    form: Literal["object", "headed", "tagged", "channels"] = "object"
     arguments: str = "arguments"
     begin: str = ""
     open: str = ""
@@ -163,6 +164,16 @@ FAMILIES = (  # the first whose signs are there counts
         value_end="</arg_value>",
     ),
     Family(
+        name="harmony",
+        signs=(("<|channel|>", "<|message|>", "<|constrain|>"),),
+        form="channels",
+        open="<|channel|>",
+        head="commentary to=functions.",
+        neck=" <|constrain|>json<|message|>",
+        end="<|end|>",
+        also="<|start|><|call|><|return|>",
+    ),
+    Family(
         name="hermes",
         signs=(("<tool_call>",),),
         open="<tool_call>",
@@ -191,6 +202,12 @@ def family_of(template: str, *, takes_tools: bool) -> Family:
         if any(all(sign in template for sign in signs) for signs in row.signs):
             return row
     return PROMPTED
+
+
+def channels_of(template: str) -> Family | None:
+    """The row of a model that says everything in channels, with tools or without."""
+    row = family_of(template, takes_tools=True)
+    return row if row.form == "channels" else None
 
 
 def hidden_markers(texts: Collection[str], special: Collection[str]) -> frozenset[str]:

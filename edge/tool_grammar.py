@@ -37,20 +37,30 @@ def call_grammar(
     special: Mapping[str, int],
     thinking: Thinking | None = None,
     thinks: bool = False,
+    instead: str | None = None,
 ) -> str:
-    """The grammar of an answer that calls one of `tools.forced`.
+    """The grammar of an answer that calls one of `tools.forced`; without any, of one that may call
+    what is offered: anywhere in its text, or `instead` of JSON that matches a schema.
 
     `special`: ids of the special tokens, which no text can spell. `thinks`: the prompt has begun
     the model's thoughts.
     """
     lark = _Lark(row, special)
-    forced = [tool for tool in tools.offered if tool.name in tools.forced]
-    calls = [lark.call(at, tool) for at, tool in enumerate(forced)]
-    further = "" if tools.most == 1 else f" (s {lark.mark(row.next)} s call)*"
-    opening = f"{lark.mark(row.begin)} s {lark.mark(row.open)} s"
-    ends = f"s {lark.mark(row.end)}" if row.end else ""
+    allowed = [it for it in tools.offered if not tools.forced or it.name in tools.forced]
+    calls = [lark.call(at, tool) for at, tool in enumerate(allowed)]
+    one = tools.most == 1 or row.form == "channels"  # a call there ends the answer
+    further = "" if one else f" (s {lark.mark(row.next)} s call)*"
+    ends = f"s {lark.mark(row.end)}" if row.end and row.form != "channels" else ""
+    rest = f"s {lark.mark(row.open)}" if row.begin else ""
+    first, body = lark.mark(row.first), f"{rest} s call{further} {ends}"
+    if tools.forced:
+        answer = f"{first} {body}"
+    elif instead is not None:
+        answer = f"({first} {body} | {lark.json('answer', json.loads(instead), lenient=False)})"
+    else:
+        answer = lark.among_text(row.first, body)
     lark.rules += [
-        f"start: {lark.thoughts(thinking, begun=thinks)} {opening} call{further} {ends}",
+        f"start: {lark.thoughts(thinking, begun=thinks)} {answer}",
         f"call: {' | '.join(calls)}",
         "s: SPACE?",
         r"SPACE: /[ \n]{1,2}/",
@@ -80,6 +90,12 @@ class _Lark:
         self.rules.append(f"thoughts: {self._up_to('thought', thinking.close)} s")
         return "thoughts" if begun else f"({self.mark(thinking.open)} thoughts)?"
 
+    def among_text(self, first: str, body: str) -> str:
+        """Text, in which `first` is followed by `body` wherever it comes."""
+        inside = "" if first in self._special else f" & ~/(?s:.*){_escaped(first)}(?s:.*)/"
+        self.rules.append(f"TEXT: /(?s:.*)/{inside}")
+        return f"({self._up_to('before', first)} {body})* TEXT?"
+
     def call(self, at: int, tool: Tool) -> str:
         """The rule of a call of this tool, from behind `open` to `close`."""
         row, name = self._row, f"call_{at}"
@@ -88,7 +104,7 @@ class _Lark:
             case "object":
                 members = json.dumps(f'{{"name": "{tool.name}", "{row.arguments}": ')
                 body = f'{members} {self._arguments(name, tool)} "}}"'
-            case "headed":
+            case "headed" | "channels":
                 number = '":" /[0-9]/' if row.history_id == "numbered" else ""
                 head = f"{self.mark(row.head + tool.name)} {number} {self.mark(row.neck)}"
                 body = f"{head} {self._arguments(name, tool)} {self.mark(row.tail)}"
@@ -102,11 +118,11 @@ class _Lark:
         schema = tool.parameters
         if not _OPEN & schema.keys():
             schema = {**schema, "additionalProperties": False}
-        return self._json(name, schema, tool)
+        return self.json(name, schema, lenient=not tool.strict)
 
-    def _json(self, name: str, schema: Mapping[str, Any], tool: Tool) -> str:
-        """A rule for what matches the schema; a tool that is not strict need not be checkable."""
-        said = _WRITTEN | {"lenient": not tool.strict}
+    def json(self, name: str, schema: Mapping[str, Any], *, lenient: bool) -> str:
+        """A rule for what matches the schema; `lenient`: in whatever of it can be checked."""
+        said = _WRITTEN | {"lenient": lenient}
         written = json.dumps({**schema, "x-guidance": said}, ensure_ascii=False)
         self.rules.append(f"{name}_json: %json {written}")
         return f"{name}_json"
@@ -137,12 +153,12 @@ class _Lark:
             return f"{opening} {self._up_to(name, line + row.value_end)}"
         one = schema["properties"][key]
         shared: dict[str, Any] = {at: schema[at] for at in ("$defs", "definitions") if at in schema}
-        made = self._json(name, {**shared, **one}, tool)
+        made = self.json(name, {**shared, **one}, lenient=not tool.strict)
         return f"{opening} {made} {self.mark(line + row.value_end)}"
 
     def _up_to(self, name: str, end: str) -> str:
         """Any text, and the mark behind it."""
-        if end in self._special:
+        if (found := self._names.match(end)) and found[0]:
             self.rules.append(f"{name}_text: /(?s:.*)/")
             return f"{name}_text {self.mark(end)}"
         self.rules.append(f"{name}_text[lazy]: /(?s:.*){_escaped(end)}/")

@@ -328,7 +328,7 @@ class TestThoughts:
         assert pieces == [Reasoning(text=f"I could {said('hermes')}"), *BOTH]
 
     def test_special_marks(self) -> None:
-        row = THINKING[1]
+        [row] = [row for row in THINKING if row.open == "[THINK]"]
         hidden = (row.open, row.close)
         text = spelled("[THINK]hm[/THINK]Hi", hidden)
         pieces = assert_cuts_change_nothing(None, text, thinking=row, hidden=hidden)

@@ -10,6 +10,8 @@ import httpx2
 from edge.ledger import open_ledger
 from edge.metrics import Metrics
 from edge.settings import EdgeTable, Settings
+from edge.thinking import THINKING
+from edge.tool_families import BY_NAME
 from edge.watch import Watch
 from routing.region import Place, Region
 
@@ -34,6 +36,13 @@ def test_every_file_that_is_named_exists() -> None:
     assert named
     for name in named:
         assert (EDGE / name).exists() or (EDGE.parent / name).exists(), name
+
+
+def test_every_family_of_tools_is_there() -> None:
+    table = README.partition("## Tools and thoughts")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`[\w`, ]+`) \|", table, re.M)
+    assert set(re.findall(r"`(\w+)`", " ".join(rows))) == set(BY_NAME)
+    assert all(f"`{row.open}`" in table for row in THINKING)
 
 
 async def test_every_metric_is_there(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
+import infire.request
 from edge.ask import Ask, Tool, ToolAsk
 from edge.gathered import gather
 from edge.reader import Reader
@@ -18,6 +19,8 @@ from edge.thinking import THINKING
 from edge.tokenizer import ModelText
 from edge.tool_families import BY_NAME
 from edge.tool_grammar import call_grammar
+from infire.grammar import BadGrammar, compiled
+from infire.vocabulary import Vocabulary
 from routing.wire import Grammar
 from tests.fakes.saying_region import assets_with, ids_of
 from tests.fakes.tool_answers import CALLS, NOW, PARIS, WEATHER, said
@@ -28,8 +31,9 @@ FAMILIES = [*CALLS, "prompted"]
 
 
 @cache
-def tokenizer(special: tuple[str, ...]) -> LLTokenizer:
-    return LLTokenizer(assets_with("", special).tokenizer_json.decode())
+def vocabulary(special: tuple[str, ...]) -> Vocabulary:
+    tokenizer = LLTokenizer(assets_with("", special).tokenizer_json.decode())
+    return Vocabulary(tokenizer=tokenizer, size=tokenizer.vocab_size)
 
 
 def marks(family: str) -> tuple[str, ...]:
@@ -42,14 +46,18 @@ def source(family: str, tools: ToolAsk = BOTH, **about: Any) -> str:
 
 
 def matcher(family: str, grammar: str) -> LLMatcher:
-    made = LLMatcher(tokenizer(marks(family)), LLMatcher.grammar_from_lark(grammar))
-    assert not made.is_error(), made.get_error()
-    return made
+    """As an engine compiles it, within its limits."""
+    return compiled(infire.request.Grammar("lark", grammar), vocabulary(marks(family)))
 
 
 def accepts(family: str, grammar: str, text: str) -> bool:
-    """Whether a whole answer matches."""
-    ids, made = list(ids_of(text, marks(family))), matcher(family, grammar)
+    return matches(marks(family), grammar, text)
+
+
+def matches(special: tuple[str, ...], grammar: str, text: str) -> bool:
+    """Whether a whole answer does, of a model with these special tokens."""
+    made = compiled(infire.request.Grammar("lark", grammar), vocabulary(special))
+    ids = list(ids_of(text, special))
     return made.try_consume_tokens(ids) == len(ids) and made.is_accepting()
 
 
@@ -175,8 +183,8 @@ class TestSchemas:
         assert self.accepts(unknown, '{"x": "1"}')
         tool = Tool(name="f", parameters={"type": "object"} | unknown, strict=True)
         tools = ToolAsk(offered=(tool,), forced=("f",))
-        grammar = LLMatcher.grammar_from_lark(source("hermes", tools))
-        assert LLMatcher(tokenizer(()), grammar).is_error()
+        with pytest.raises(BadGrammar, match="unevaluatedProperties"):
+            matcher("hermes", source("hermes", tools))
 
 
 @pytest.mark.parametrize("family", TEMPLATES)
@@ -200,3 +208,52 @@ def test_who_is_not_forced_gets_what_else_was_asked_for() -> None:
     free = ToolAsk(offered=(NOW,))
     assert text.grammar(Ask(model="m", prompt="p", tools=free), (1,)) is None
     assert text.grammar(Ask(model="m", prompt="p", grammar=other), (1,)) == other
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+class TestFree:
+    """Nothing has to be called; what is called has to fit."""
+
+    free = ToolAsk(offered=(WEATHER, NOW))
+
+    def test_text_and_calls_in_any_order(self, family: str) -> None:
+        grammar, calls = source(family, self.free), answer(family)
+        for text in ["", "Hello", "a < b [1] {2}", calls, f"Well. {calls} So.", f"{calls}a{calls}"]:
+            assert accepts(family, grammar, text), text
+
+    def test_a_call_that_has_begun_must_fit(self, family: str) -> None:
+        grammar, calls = source(family, self.free), answer(family)
+        assert not accepts(family, grammar, "Well. " + calls.replace("get_weather", "whether"))
+        assert not accepts(family, grammar, "Well. " + calls.replace("city", "town"))
+
+    def test_thoughts_are_free(self, family: str) -> None:
+        grammar = source(family, self.free, thinking=THINKING[0])
+        assert accepts(family, grammar, f"<think>\nhm\n</think>\n\nWell. {answer(family)}")
+
+    def test_calls_or_json(self, family: str) -> None:
+        schema = '{"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}'
+        grammar, calls = source(family, self.free, instead=schema), answer(family)
+        assert accepts(family, grammar, '{"x": 1}')
+        assert accepts(family, grammar, calls)
+        for wrong in ["Hello", '{"x": "1"}', '{"x": 1}' + calls, f"Well. {calls}"]:
+            assert not accepts(family, grammar, wrong)
+
+
+def test_only_strict_tools_are_held_to_their_schema_where_calls_are_free() -> None:
+    text = ModelText(assets_with(TEMPLATES["hermes"]))
+
+    def grammar(*tools: Tool, asked: Grammar | None = None) -> Grammar | None:
+        offered = ToolAsk(offered=tools)
+        return text.grammar(Ask(model="m", prompt="p", tools=offered, grammar=asked), (1,))
+
+    strict = replace(WEATHER, strict=True)
+    assert grammar(WEATHER, NOW) is None
+    held = grammar(strict, NOW)
+    assert held is not None
+    assert accepts("hermes", held.source, f"Well. {said('hermes')}")
+    with_json = grammar(WEATHER, asked=Grammar("json_object", ""))
+    assert with_json is not None
+    assert accepts("hermes", with_json.source, "{}")
+    assert not accepts("hermes", with_json.source, "Well.")
+    regex = Grammar("regex", "[a-z]+")
+    assert grammar(strict, asked=regex) == regex  # calls would not match it

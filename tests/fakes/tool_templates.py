@@ -142,6 +142,23 @@ MISTRAL_ARGS = _MISTRAL.replace(
     "{% endfor %}",
 )  # fmt: skip
 
+HARMONY = (
+    "<|start|>system<|message|>You are.<|end|>"
+    "{% if tools %}<|start|>developer<|message|># Tools{% for tool in tools %}"
+    "type {{ tool.function.name }} = (_: {{ tool.function.parameters | tojson }}) => any;"
+    "{% endfor %}<|end|>{% endif %}{% for m in messages %}"
+    "{% if m.role == 'tool' %}<|start|>functions to=assistant<|channel|>commentary<|message|>"
+    "{{ m.content | tojson }}<|end|>{% elif m.tool_calls %}{% if m.thinking %}"
+    "<|start|>assistant<|channel|>analysis<|message|>{{ m.thinking }}<|end|>{% endif %}"
+    "<|start|>assistant<|channel|>commentary to=functions.{{ m.tool_calls[0].function.name }} "
+    "<|constrain|>json<|message|>{{ m.tool_calls[0].function.arguments | tojson }}<|call|>"
+    "{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+    "<|start|>assistant"
+)
+HARMONY_SPECIAL = tuple(
+    f"<|{name}|>" for name in ("start", "end", "message", "channel", "constrain", "return", "call")
+)
+
 TEMPLATES = {
     "hermes": HERMES,
     "qwen3_coder": QWEN3_CODER,
