@@ -47,6 +47,11 @@ def test_thoughts_then_text() -> None:
     assert whole(THOUGHT + FINAL) == [Reasoning(text="hm, Paris"), Text(text="It is 9 < 10.")]
 
 
+def test_space_around_thoughts_is_nobodys() -> None:
+    twice = THOUGHT.replace("hm, Paris", "hm,\n") + THOUGHT.replace("hm, Paris", "\nParis\n")
+    assert whole(twice + FINAL) == [Reasoning(text="hm,Paris"), Text(text="It is 9 < 10.")]
+
+
 def test_thoughts_then_a_call() -> None:
     assert whole(THOUGHT + CALL) == [
         Reasoning(text="hm, Paris"),

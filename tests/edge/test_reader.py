@@ -77,6 +77,8 @@ class TestFamilies:
 
     def test_space_around_calls_is_nothing(self, family: str) -> None:
         assert read(family, f"\n\n {said(family)}\n") == BOTH
+        text = "<|python_tag|>" if family == "llama3" else ""
+        assert read(family, f"Well.{text}{said(family)}\n")[1:] == BOTH
 
     @pytest.mark.parametrize("hide", [False, True])
     def test_wherever_it_ends_nothing_is_lost(self, family: str, hide: bool) -> None:
@@ -206,6 +208,11 @@ class TestObjects:
     def test_a_call_without_its_closing_mark_is_a_call(self) -> None:
         pieces = read("hermes", '<tool_call>{"name": "now", "arguments": {}}')
         assert pieces == called(("now", "{}"))
+
+    def test_a_call_of_no_tool_is_held_back_no_longer_than_its_name(self) -> None:
+        made = reader("hermes")
+        assert made.push('<tool_call>{"name": "nope') == []
+        assert gather(made.push('", ')).text == '<tool_call>{"name": "nope", '
 
     def test_a_mark_is_held_back_no_longer_than_it_may_be_one(self) -> None:
         made = reader("hermes")
