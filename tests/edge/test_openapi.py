@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import schemathesis
 from anyio import to_thread
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import checks
 from schemathesis.generation import GenerationMode
 
@@ -20,7 +20,6 @@ from tests.fakes.edge_client import ACCOUNT, EdgeClient, edge_over
 
 EXAMPLES = 15
 CHECKS = [
-    checks.not_a_server_error,
     checks.status_code_conformance,
     checks.content_type_conformance,
     checks.response_schema_conformance,
@@ -81,12 +80,18 @@ async def test_an_edge_is_as_it_says(
     statuses: list[int] = []
 
     @settings(
-        max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=[*HealthCheck]
+        max_examples=EXAMPLES,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.explicit, Phase.generate],  # to shrink takes minutes
+        suppress_health_check=[*HealthCheck],
     )
     @given(case=operation.as_strategy(generation_mode=mode))
     def ask(case: Any) -> None:
         answer = case.call(base_url=edge.url, headers=edge.headers())
         statuses.append(answer.status_code)
+        assert answer.status_code != 500, answer.text
         case.validate_response(answer, checks=CHECKS)
 
     await to_thread.run_sync(ask)
