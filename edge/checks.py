@@ -19,8 +19,8 @@ _SHOWN = 60  # characters of an offending value that a message repeats
 class BadField(Failure):
     """The body does not hold what it must. `pointer` names the field (RFC 6901), "" the whole."""
 
-    def __init__(self, pointer: str, says: str) -> None:
-        super().__init__(Code.BAD_INPUT, f"AiError: Bad input: Error: {says}")
+    def __init__(self, pointer: str, says: str, code: Code = Code.BAD_INPUT) -> None:
+        super().__init__(code, f"AiError: Bad input: Error: {says}")
         self.pointer = pointer
 
 

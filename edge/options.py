@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from edge.ask import SamplingAsk
 from edge.checks import BadField, Fields, as_number, mismatch
+from routing.errors import Code
 
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1000
@@ -58,7 +59,6 @@ ANTHROPIC: Mapping[str, Range] = {
 # be wrong without saying so. Empty values mean nothing and pass.
 _UNSUPPORTED = {
     "functions": "code that is run beside the model is not taken: give '/tools'",
-    "lora": "LoRA adapters are not supported by this deployment",
     "image": "images are not supported by this model",
 }
 
@@ -110,6 +110,9 @@ def refuse_unsupported(body: Fields) -> None:
     for name, why in _UNSUPPORTED.items():
         if body.value(name):
             raise BadField(body.at(name), f"'{body.at(name)}': {why}")
+    if body.value("lora"):
+        says = f"'{body.at('lora')}': this model does not support LoRA adapters"
+        raise BadField(body.at("lora"), says, Code.NO_ADAPTERS)
 
 
 def _ranged(body: Fields, name: str, allowed: Range) -> float | None:

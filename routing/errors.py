@@ -21,6 +21,7 @@ class Code(StrEnum):
 
     BAD_INPUT = "bad_input"
     UNKNOWN_MODEL = "unknown_model"
+    NO_ADAPTERS = "no_adapters"
     NO_ROUTE = "no_route"
     NOT_FOUND = "not_found"
     CONFLICT = "conflict"
@@ -54,6 +55,8 @@ _SERVER = "server_error"
 _MEANINGS = {
     Code.BAD_INPUT: Meaning(status=400, public=5006),
     Code.UNKNOWN_MODEL: Meaning(status=400, public=5007),
+    # A model without LoRA adapters was asked for one.
+    Code.NO_ADAPTERS: Meaning(status=405, public=5005),
     Code.NO_ROUTE: Meaning(status=404, public=7003),
     # An id of nothing that this account has.
     Code.NOT_FOUND: Meaning(status=404, public=7003),

@@ -134,6 +134,16 @@ class TestAddresses:
         assert (await edge.http.post(url, json=body, headers=headers)).status_code == 401
 
 
+class TestAdapters:
+    async def test_there_are_none(self, edge: EdgeClient) -> None:
+        """By Workers AI's own code and status."""
+        answer = await edge.raw("A", lora="mine")
+        assert answer.status_code == 405
+        [error] = answer.json()["errors"]
+        assert error["code"] == 5005
+        assert "'/lora'" in error["message"]
+
+
 class TestSeveral:
     async def test_prompts_and_choices_in_one_answer(self, edge: EdgeClient) -> None:
         answer = await posted(
