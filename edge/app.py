@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from edge import completions, openai, responses_run
+from edge import completions, embeddings, openai, responses_run
 from edge.allowance import Allowance
 from edge.auth import Verifier
 from edge.batch_lines import Check
@@ -30,6 +30,7 @@ from edge.compress import Gzip
 from edge.cors import Cors
 from edge.counts import count_routes
 from edge.door import Door, no_route, wrong_method
+from edge.embed import EmbedWalk
 from edge.ledger import Ledger, open_ledger
 from edge.limits import PRESETS
 from edge.meter import Meter
@@ -55,8 +56,10 @@ from edge.store import Store
 from edge.stored import Stored
 from edge.texts import TextStore
 from edge.usage_page import UsagePage
+from edge.vectors import Embeddings
 from edge.watch import Watch
 from routing.catalogue import Catalogue, load_catalogue
+from routing.choose import task
 from routing.drain import Drain
 from routing.errors import Code, Failure
 from routing.region import ProcessReport
@@ -111,13 +114,17 @@ class _Parts:
         usage = UsagePage(verifier, self.settings.ledger, self.prices, unix_time)
         pages = Pages(watch=self.watch, verifier=verifier, catalogue=self.catalogue)
         return [
-            *_run_routes(service, self.stored),
+            *_run_routes(service, self.stored, self._task_of),
             *_response_routes(service, self.responses),
             *(self.stored.routes(AI, V1S) if self.stored else ()),
             Route(f"{AI}/usage", usage.get),
             *_operator_routes(service, self.watch, self.metrics),
             *pages.routes(AI, V1S),
         ]
+
+    def _task_of(self, model: str) -> str:
+        """What the model is for, as the regions that serve it say, or as its row does."""
+        return task(self.watch.known(), model) or self.prices.task(model)
 
     def middleware(self) -> list[Middleware]:
         door = Middleware(
@@ -166,6 +173,7 @@ def _parts(settings: Settings, drain: Drain) -> _Parts:
             max_output_tokens=settings.max_output_tokens,
             cold_s=settings.cold_s,
         ),
+        embeds=EmbedWalk(watch, texts, budget_s=settings.budget_s),
         allowance=_allowance(settings, prices),
         drain=drain,
     )
@@ -185,15 +193,19 @@ def _parts(settings: Settings, drain: Drain) -> _Parts:
     )
 
 
-def _run_routes(service: Service, stored: Stored | None) -> list[Route]:
+def _run_routes(
+    service: Service, stored: Stored | None, task_of: Callable[[str], str]
+) -> list[Route]:
     """Where models are run. What an OpenAI client sends needs no account in its address."""
     strict = service.settings.compat == "workers-ai"
     most = WORKERS_AI_MAX_TOKENS if strict else None
-    native = Native(most)
-    posts: dict[str, Api] = {f"{AI}/run/{{model:path}}": native, f"{AI}/run": Enveloped(most)}
+    native = Native(task_of, most)
+    named = Enveloped(task_of, most)
+    posts: dict[str, Api] = {f"{AI}/run/{{model:path}}": native, f"{AI}/run": named}
     for v1 in V1S:
         posts[f"{v1}/chat/completions"] = chat_completions()
         posts[f"{v1}/completions"] = text_completions()
+        posts[f"{v1}/embeddings"] = Embeddings()
         posts[f"{v1}/messages"] = Anthropic()
 
     def endpoint(api: Api) -> ASGIApp:
@@ -216,6 +228,7 @@ def _stored(store: Store | None, service: Service, logs: RequestLogs | None) -> 
     checks: dict[str, Check] = {
         "/v1/chat/completions": openai.parse,
         "/v1/completions": completions.parse,
+        "/v1/embeddings": embeddings.parse,
     }
     return Stored(store, service, logs, unix_time, checks)
 

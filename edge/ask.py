@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from routing.errors import Code
+from routing.region import Task
 from routing.wire import Grammar
 
 Message = dict[
@@ -58,6 +59,7 @@ class ToolAsk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
+    task: ClassVar[Task] = "text-generation"
     model: str
     messages: tuple[Message, ...] | None = None  # exactly one of messages, prompt and token_ids
     prompt: str | None = None

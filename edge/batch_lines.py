@@ -16,6 +16,7 @@ from routing.errors import Failure
 ENDPOINTS = {
     "/v1/chat/completions": "v1/chat/completions",
     "/v1/completions": "v1/completions",
+    "/v1/embeddings": "v1/embeddings",
 }
 
 MOST_REQUESTS = 50_000

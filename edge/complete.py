@@ -18,14 +18,15 @@ from anyio import CapacityLimiter
 from edge import upstream
 from edge.ask import Ask, Piece, SamplingAsk, Text
 from edge.auth import Tenant
+from edge.checks import BadField
 from edge.texts import Loaded, TextStore
 from edge.transcript import Transcript
 from edge.watch import Watch
 from routing import wire
 from routing.affinity import prefix_key, session_key
-from routing.choose import Choice, Wanted, context_window, is_loading, rank, refusal
+from routing.choose import Choice, Wanted, context_window, is_loading, rank, refusal, task
 from routing.errors import Code, Failure
-from routing.region import Place
+from routing.region import Place, Task
 
 ENCODING_THREADS = 2  # for long prompts
 MOST_WAITING = 1000  # requests for models that are being loaded; others are told to come back
@@ -187,6 +188,12 @@ class Walk:
         regions = self._watch.known()
         if context_window(regions, model) is None:
             raise refusal(regions, model, self._watch.now())
+
+    def check_task(self, model: str, wanted: Task) -> None:
+        """Failure(BAD_INPUT) for a model that is for something else."""
+        known = task(self._watch.known(), model)
+        if known not in {None, wanted}:
+            raise BadField("/model", f"'/model': {model} is for {known}, and not for {wanted}")
 
     @asynccontextmanager
     async def complete(

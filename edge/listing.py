@@ -8,7 +8,7 @@ its region says.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
@@ -52,26 +52,34 @@ def listed(regions: Iterable[Known], catalogue: Catalogue) -> list[Listed]:
     """Every model that some region serves, by name."""
     windows: dict[str, int] = {}
     where: dict[str, list[str]] = {}
+    tasks_of: dict[str, str] = {}
     for known in regions:
         for model in known.report.models if known.report else ():
             held = min(model.context_window, model.max_sequence_tokens)
             windows[model.model] = max(held, windows.get(model.model, 0))
             where.setdefault(model.model, []).append(known.region.name)
+            tasks_of[model.model] = model.task
     return [
-        _listed(name, catalogue.rows.get(name), windows[name], tuple(where[name]))
+        replace(
+            _described(name, catalogue.rows.get(name)),
+            task=tasks_of[name],
+            context_window=windows[name],
+            regions=tuple(where[name]),
+        )
         for name in sorted(windows)
     ]
 
 
-def _listed(name: str, row: ModelRow | None, window: int, regions: tuple[str, ...]) -> Listed:
+def _described(name: str, row: ModelRow | None) -> Listed:
+    """What there is to say of a model that no region is asked about."""
     return Listed(
         name=name,
         task=row.task if row else "text-generation",
         description=row.description if row else name,
         precision=row.precision if row else "unknown",
         licence=row.licence if row else "unknown",
-        context_window=window,
-        regions=regions,
+        context_window=row.context_window if row else 0,
+        regions=(),
     )
 
 

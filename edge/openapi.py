@@ -72,6 +72,8 @@ def document() -> dict[str, Any]:
     for v1 in V1S:
         paths[f"{v1}/chat/completions"] = {"post": _post("OpenAI chat.", chat, _OBJECT)}
         paths[f"{v1}/completions"] = {"post": _post("OpenAI completions.", completion, _OBJECT)}
+        vectors = _post("OpenAI embeddings.", schemas.EMBEDDINGS_INPUT, _OBJECT)
+        paths[f"{v1}/embeddings"] = {"post": vectors}
         paths |= _later_apis(v1)
         paths[f"{v1}/models"] = {"get": _get("Models, as OpenAI lists them.", _OBJECT)}
         paths[f"{v1}/models/{{model}}"] = {"get": _get("One model.", _OBJECT)}

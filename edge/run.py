@@ -11,21 +11,24 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import anyio
 from anyio import to_thread
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from edge import anthropic, anthropic_answer, completions, formats, openai, workers_ai
+from edge import anthropic, anthropic_answer, completions, embeddings, formats, openai, workers_ai
 from edge.allowance import Allowance
 from edge.ask import Ask, Broke, End, Piece, Text
 from edge.auth import Verifier
+from edge.checks import BadField, Fields, read
 from edge.choices import Choice, Choices
 from edge.clients import Clients, read_body
 from edge.complete import Caller, Walk
 from edge.door import record_of
+from edge.embed import EmbedWalk
+from edge.embeddings import EmbedAsk
 from edge.fallback import MODELS, Try, carry_out, first_within, plan_of
 from edge.inside import PRIORITY, asks_inside
 from edge.metrics import Record
@@ -33,6 +36,7 @@ from edge.places import Places
 from edge.response import send_whole, start_events
 from edge.settings import Settings
 from edge.spelled import Spelled
+from edge.vectors import VectorReply
 from routing.abort import write_of
 from routing.drain import Drain
 from routing.errors import Code, Failure
@@ -47,7 +51,7 @@ class Api(Protocol):
     def model(self, scope: Scope) -> str | None:
         """The model, where the path names it."""
 
-    def parse(self, body: bytes, scope: Scope) -> Ask: ...
+    def parse(self, body: bytes, scope: Scope) -> Ask | EmbedAsk: ...
     def answer(self, ask: Ask, request_id: str) -> Spelled: ...
     def choices(self, asks: Sequence[Ask], request_id: str) -> Sequence[Choice]:
         """Where `parse` may ask for several."""
@@ -56,19 +60,30 @@ class Api(Protocol):
 class Native:
     route = "run"
 
-    def __init__(self, max_tokens: int | None = None) -> None:
-        """`max_tokens`: of a request that names none; None: as on the other routes."""
+    def __init__(self, task_of: Callable[[str], str], max_tokens: int | None = None) -> None:
+        """`task_of`: what a model is for, which decides how a body is read. `max_tokens`: of a
+        request that names none; None: as on the other routes."""
+        self._task_of = task_of
         self._max_tokens = max_tokens
 
     def model(self, scope: Scope) -> str | None:
         # Some clients send %2F for the slashes of a model: the server has decoded the path.
         return str(scope["path_params"]["model"])
 
-    def parse(self, body: bytes, scope: Scope) -> Ask:
-        return self._limited(workers_ai.parse(body, str(scope["path_params"]["model"])))
+    def parse(self, body: bytes, scope: Scope) -> Ask | EmbedAsk:
+        return self._parsed(read(body), str(scope["path_params"]["model"]))
 
     def answer(self, ask: Ask, request_id: str) -> Spelled:
         return workers_ai.Answer(is_json=formats.is_json(ask.grammar))
+
+    def _parsed(self, fields: Fields, model: str) -> Ask | EmbedAsk:
+        if self._task_of(model) == EmbedAsk.task:
+            return embeddings.parse_fields(fields, model)
+        vectors = [f"'/{name}'" for name in ("text", "query") if fields.has(name)]
+        if vectors and not fields.has("prompt") and not fields.has("messages"):
+            says = f"{model} is for {Ask.task}: give '/prompt' or '/messages', and no {vectors[0]}"
+            raise BadField("", says)
+        return self._limited(workers_ai.parse_fields(fields, model))
 
     def _limited(self, ask: Ask) -> Ask:
         if self._max_tokens is None or ask.sampling.max_tokens is not None:
@@ -85,8 +100,8 @@ class Enveloped(Native):
     def model(self, scope: Scope) -> str | None:
         return None
 
-    def parse(self, body: bytes, scope: Scope) -> Ask:
-        return self._limited(workers_ai.parse_envelope(body))
+    def parse(self, body: bytes, scope: Scope) -> Ask | EmbedAsk:
+        return self._parsed(*workers_ai.opened(read(body)))
 
 
 class OpenAI:
@@ -153,6 +168,7 @@ class Service:
     places: Places
     clients: Clients
     walk: Walk
+    embeds: EmbedWalk
     allowance: Allowance
     drain: Drain
 
@@ -206,7 +222,7 @@ class Run:
             await self._check(ask.model, record)
         await self._service.allowance.admit(record, caller.tenant, ask.model)
         told = record.headers
-        reply: Reply | Choices | None = None
+        reply: AnyReply | None = None
 
         async def attempt(one: Try) -> None:
             nonlocal reply
@@ -215,8 +231,8 @@ class Run:
                 if record.served_model != one.model:
                     await self._check(one.model, record)
                 asked = ask.of(one.model)
-                reply = self._reply(asked, caller, scope, record, send)
-                await reply.run(self._service.walk, asked, caller)
+                reply, run = self._reply(asked, caller, scope, record, send)
+                await run()
 
         budget_s = self._service.settings.budget_s
         try:
@@ -233,14 +249,21 @@ class Run:
         await reply.fail(failure)
 
     def _reply(
-        self, ask: Ask, caller: Caller, scope: Scope, record: Record, send: Send
-    ) -> Reply | Choices:
+        self, ask: Ask | EmbedAsk, caller: Caller, scope: Scope, record: Record, send: Send
+    ) -> tuple[AnyReply, Callable[[], Awaitable[None]]]:
+        """The reply to `ask`, and what has it made. Raises Failure."""
+        walk = self._service.walk
+        walk.check_task(ask.model, ask.task)
+        if isinstance(ask, EmbedAsk):
+            vectors = VectorReply(send, record)
+            return vectors, partial(vectors.run, self._service.embeds, ask, caller)
         if ask.choices:
-            return Choices(send, self._api.choices(ask.choices, record.request_id), record)
+            choices = Choices(send, self._api.choices(ask.choices, record.request_id), record)
+            return choices, partial(choices.run, walk, ask, caller)
         spelled = self._api.answer(ask, record.request_id)
         reply = Reply(send, write_of(scope), spelled, record, stream=ask.stream)
         reply.at_end = partial(self._keep, ask, spelled, caller)
-        return reply
+        return reply, partial(reply.run, walk, ask, caller)
 
     async def _keep(self, ask: Ask, spelled: Spelled, caller: Caller) -> None:
         """The answer is whole, and its end not told yet. Most APIs keep nothing of it."""
@@ -250,7 +273,7 @@ class Run:
         await self._service.walk.wait_served(model)
         record.served_model = model
 
-    async def _ask(self, body: bytes, scope: Scope, caller: Caller) -> Ask:
+    async def _ask(self, body: bytes, scope: Scope, caller: Caller) -> Ask | EmbedAsk:
         if len(body) <= _INLINE_BYTES:
             return self._api.parse(body, scope)
         return await to_thread.run_sync(self._api.parse, body, scope)
@@ -345,3 +368,6 @@ class Reply:
     async def _whole(self, data: bytes, region: str) -> None:
         self.begun = True
         await send_whole(self._send, data, region)
+
+
+AnyReply: TypeAlias = Reply | Choices | VectorReply

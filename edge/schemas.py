@@ -282,17 +282,38 @@ MESSAGES_INPUT: Schema = _obj(
     "max_tokens",
     "messages",
 )
-_TEXTS = {"anyOf": [TEXT | {"minLength": 1}, _list(TEXT | {"minLength": 1}, minItems=1)]}
-_EMBED = _obj({"text": _TEXTS, "pooling": {"enum": ["mean", "cls"]}}, "text")
+_TEXTS = {"anyOf": [_WORDS, _list(_WORDS, minItems=1, maxItems=100)]}
+_POOLING = {"enum": ["mean", "cls"]}
+_EMBED = _obj({"text": _TEXTS, "pooling": _POOLING}, "text")
 _CONTEXT = _obj({"text": TEXT | {"minLength": 1}}, "text")
 _RERANK = _obj(
     {
         "query": TEXT | {"minLength": 1},
-        "contexts": _list(_CONTEXT, minItems=1),
+        "contexts": _list(_CONTEXT, minItems=1, maxItems=99),
         "top_k": {"type": "integer", "minimum": 1},
     },
     "query",
     "contexts",
+)
+EMBEDDINGS_INPUT: Schema = _obj(
+    {
+        "model": TEXT,
+        "models": FALLBACKS,
+        "input": {
+            "anyOf": [
+                _WORDS,
+                _list(_WORDS, minItems=1, maxItems=2048),
+                _IDS,
+                _list(_IDS, minItems=1, maxItems=2048),
+            ]
+        },
+        "encoding_format": {"enum": ["float", "base64"]},
+        "dimensions": {"type": "integer", "minimum": 1},
+        "pooling": _POOLING,
+        "user": TEXT,
+    },
+    "model",
+    "input",
 )
 _NUMBERS = _list({"type": "number"})
 _SCORE = _obj({"id": {"type": "integer"}, "score": {"type": "number"}}, "id", "score")
@@ -303,7 +324,7 @@ EMBEDDING_OUTPUT: Schema = {
             {
                 "shape": _list({"type": "integer"}),
                 "data": _list(_NUMBERS),
-                "pooling": {"enum": ["mean", "cls"]},
+                "pooling": _POOLING,
             },
             "shape",
             "data",

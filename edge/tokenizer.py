@@ -38,7 +38,8 @@ class ModelText:
     def __init__(self, assets: TextAssets) -> None:
         spec = msgspec.json.decode(assets.tokenizer_json)
         self._special = SpecialTokens(spec)
-        self._spelling = Spelling(spec, hidden=self._special.ids | set(assets.stop_ids))
+        hidden = self._special.ids | set(assets.stop_ids)
+        self._spelling = None if _only_reads(spec) else Spelling(spec, hidden=hidden)
         self._tokenizer = _tokenizer(spec, self._special)
         self._template = (
             ChatTemplate(assets.chat_template, assets.special_tokens, utc_now)
@@ -76,7 +77,7 @@ class ModelText:
 
     def stream(self) -> TextStream:
         """A new answer's text."""
-        return TextStream(self._spelling)
+        return TextStream(self._writing)
 
     def read(self, ask: Ask, ids: Sequence[int], request_id: str) -> Heard | None:
         """What reads the answer to the prompt of these ids; None: all of it is text."""
@@ -93,7 +94,25 @@ class ModelText:
 
     def token_text(self, token_id: int) -> str:
         """One token by itself: see Spelling.text."""
-        return self._spelling.text(token_id)
+        return self._writing.text(token_id)
+
+    def encode_texts(self, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Each as a model that makes vectors reads it."""
+        found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=True)
+        return tuple(tuple(one.ids) for one in found)
+
+    async def encode_texts_async(
+        self, texts: Sequence[str], limiter: CapacityLimiter
+    ) -> tuple[tuple[int, ...], ...]:
+        """The same; much text is encoded in a thread, as a long prompt is."""
+        if sum(map(len, texts)) <= _INLINE_CHARS:
+            return self.encode_texts(texts)
+        return await to_thread.run_sync(self.encode_texts, texts, limiter=limiter)
+
+    @property
+    def _writing(self) -> Spelling:
+        assert self._spelling is not None, "only a model that makes text is asked for it"
+        return self._spelling
 
     def _rendered(self, ask: Ask) -> str:
         """The conversation as the template puts it; a prompt alone is one message of a user."""
@@ -111,11 +130,11 @@ class ModelText:
     def _shown(self, names: Mapping[int, str]) -> Spelling:
         """Special tokens among what is spelled, as `edge.reader` expects them."""
         if not names:
-            return self._spelling
+            return self._writing
         key = frozenset(names)
         if key not in self._showing:
             hidden = {at: HIDDEN + name for at, name in names.items()}
-            self._showing[key] = self._spelling.showing(hidden)
+            self._showing[key] = self._writing.showing(hidden)
         return self._showing[key]
 
     def _encode(self, text: str, *, begin: bool) -> tuple[int, ...]:
@@ -145,6 +164,11 @@ def load(assets: TextAssets) -> ModelText:
         raise ValueError(
             f"the tokenizer file lacks what it should hold: {malformed!r}"
         ) from malformed
+
+
+def _only_reads(spec: Mapping[str, Any]) -> bool:
+    """Whether it is BERT's: such models make no text, and not all of what they read is kept."""
+    return bool(spec["model"].get("type") == "WordPiece")
 
 
 def _tokenizer(spec: Mapping[str, Any], special: SpecialTokens) -> Tokenizer:

@@ -108,7 +108,7 @@ class _Try:
 async def generate(
     regions: Regions,
     choose: Callable[[], Sequence[Choice]],
-    request: wire.Generate,
+    request: wire.Request,
     *,
     max_tries: int,
 ) -> AsyncGenerator[Answer, None]:
@@ -125,7 +125,7 @@ async def generate(
 
 class Answer:
     """Bursts of events: `Started` once, `Tokens`, and `Finish` last, from as many regions as it
-    takes. Raises Failure when no region goes on.
+    takes; of vectors `Embedded` and nothing else. Raises Failure when no region goes on.
 
     Tokens that come while the reader of bursts waits for them go to `at_once`, where there is one,
     and are in no burst. It is called where they arrive, so it must not wait.
@@ -135,7 +135,7 @@ class Answer:
         self,
         regions: Regions,
         choose: Callable[[], Sequence[Choice]],
-        request: wire.Generate,
+        request: wire.Request,
         max_tries: int,
     ) -> None:
         self.region: str | None = None  # that speaks, or spoke last
@@ -217,10 +217,10 @@ class Answer:
                     if self._cached_tokens is None:
                         self._cached_tokens = cached_tokens
                         burst.append(event)
-                case wire.Finish(reason):
+                case wire.Finish() | wire.Embedded():
                     self._heard(asked)
                     self._try, self._done = None, True
-                    burst.append(wire.Finish(reason, self._usage()))
+                    burst.append(self._last(event))
                     break
                 case wire.Fault(code, detail, retry_after_s):
                     self._failed(asked, Failure(code, detail, retry_after_s=retry_after_s))
@@ -228,6 +228,11 @@ class Answer:
                 case None:
                     self._failed(asked, Failure(Code.LOST, "the stream ended without a last word"))
         return burst
+
+    def _last(self, event: wire.Finish | wire.Embedded) -> wire.Event:
+        if isinstance(event, wire.Embedded):
+            return event
+        return wire.Finish(event.reason, self._usage())
 
     def _heard(self, asked: _Try) -> None:
         if not asked.spoke:
@@ -287,16 +292,19 @@ class Answer:
             await self._regions.link(choices[0].region).wait_connected()
         return choices[0]
 
-    def _resumed(self) -> wire.Generate:
+    def _resumed(self) -> wire.Request:
         """The request as it stands now: with the ids there are, and the time that is left."""
+        budget_s = max(0.001, self._deadline - anyio.current_time())
+        if isinstance(self._request, wire.Embed):
+            return msgspec.structs.replace(self._request, budget_s=budget_s)
         return msgspec.structs.replace(
-            self._request,
-            generated_ids=tuple(self.generated_ids),
-            budget_s=max(0.001, self._deadline - anyio.current_time()),
+            self._request, generated_ids=tuple(self.generated_ids), budget_s=budget_s
         )
 
     def _finish_unsaid(self) -> wire.Finish | None:
         """The end, when a region was lost between its last token and saying so."""
+        if isinstance(self._request, wire.Embed):
+            return None
         sampling, ids = self._request.sampling, self.generated_ids
         if ids and ids[-1] in sampling.stop_ids:
             return wire.Finish("stop", self._usage())
@@ -307,7 +315,7 @@ class Answer:
     def _usage(self) -> wire.Usage:
         """Counted here, so that a stream over several regions counts each token once."""
         return wire.Usage(
-            prompt_tokens=len(self._request.token_ids),
+            prompt_tokens=self._request.num_prompt,
             completion_tokens=len(self.generated_ids),
             cached_tokens=self.cached_tokens,
         )

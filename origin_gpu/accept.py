@@ -11,6 +11,8 @@ from routing.errors import Code, Failure
 
 def check_fits(request: wire.Generate, hello: Hello) -> None:
     """Failure(BAD_INPUT) for what the engine that said `hello` would refuse, or does not offer."""
+    if hello.task != "text-generation":
+        raise _bad(f"model: {request.model} makes vectors, and no text")
     if request.adapter is not None:
         raise _bad(f"lora: {request.model} has no adapter {request.adapter!r} here")
     if request.grammar is not None and not hello.grammars:
@@ -24,6 +26,21 @@ def check_fits(request: wire.Generate, hello: Hello) -> None:
         ("stop_ids", sampling.stop_ids),
     ):
         _check_ids(field, ids, hello.vocab_size)
+
+
+def check_texts(request: wire.Embed, hello: Hello) -> None:
+    """The same of texts to make vectors of."""
+    if hello.task != "text-embeddings":
+        raise _bad(f"model: {request.model} makes text, and no vectors")
+    if not request.texts:
+        raise _bad("text: there is none")
+    for n, ids in enumerate(request.texts):
+        if not ids:
+            raise _bad(f"text {n}: it has no tokens")
+        if len(ids) > hello.max_sequence_tokens:
+            detail = f"text {n}: its {len(ids)} tokens exceed the {hello.max_sequence_tokens}"
+            raise _bad(f"{detail} that one text may have")
+        _check_ids(f"text {n}", ids, hello.vocab_size)
 
 
 def _check_lengths(request: wire.Generate, longest: int) -> None:

@@ -23,6 +23,8 @@ from infire.notes import (
     Answer,
     Broken,
     Drop,
+    Embedded,
+    EmbedTexts,
     Exported,
     FromEngine,
     Gauges,
@@ -60,6 +62,7 @@ class Run:
         self.scope = anyio.CancelScope()  # the block: cancelled when the request has failed
         self.failure: Failure | None = None
         self.last: Step | None = None  # the one with which it finished
+        self.embedded: Embedded | None = None  # its vectors, where those were asked for
         self.on_step = on_step
         self.on_export: Callable[[Exported], None] = lambda _: None
         self._finished = anyio.Event()
@@ -70,6 +73,16 @@ class Run:
         await self._finished.wait()
         assert self.last is not None
         return self.last
+
+    async def wait_embedded(self) -> Embedded:
+        """The vectors of an `EmbedTexts`."""
+        await self._finished.wait()
+        assert self.embedded is not None
+        return self.embedded
+
+    @property
+    def ended(self) -> bool:
+        return self.last is not None or self.embedded is not None
 
     async def wait_adopted(self) -> None:
         """Until the file of the `Submit` has been read."""
@@ -85,6 +98,9 @@ class Run:
                 self._adopted.set()
             case Exported():
                 self.on_export(answer)
+            case Embedded():
+                self.embedded = answer
+                self._finished.set()
             case Refused():
                 self.fail(Failure(Code(answer.code), answer.detail))
 
@@ -144,19 +160,41 @@ class EngineLink:
         `on_step` is called where results arrive, so it must not wait. A `Failure` ends the
         block when the engine refuses the sequence or dies, also while the sequence is only held.
         """
+        run = Run(self._key(submit.sequence.request_id), on_step)
+        sequence = msgspec.structs.replace(submit.sequence, request_id=run.key)
+        note = msgspec.structs.replace(submit, sequence=sequence)
+        async with self._running(run, note, hold=sequence.hold):
+            yield run
+
+    async def embed(self, request: EmbedTexts) -> Embedded:
+        """The vectors of all its texts; cancelled, the rest of them is not computed.
+
+        A `Failure` as for `request`.
+        """
+        run = Run(self._key(request.request_id), lambda _: None)
+        note = msgspec.structs.replace(request, request_id=run.key)
+        async with self._running(run, note, hold=False):
+            return await run.wait_embedded()
+
+    def _key(self, request_id: str) -> str:
+        """An id that no other request in there ever had: a late word on a dropped one reaches
+        nobody."""
+        return f"{request_id}#{next(self._numbers)}"
+
+    @asynccontextmanager
+    async def _running(
+        self, run: Run, note: Submit | EmbedTexts, *, hold: bool
+    ) -> AsyncGenerator[None, None]:
         self.must_be_up()
-        # No other request in there ever had this id: a late word on a dropped one reaches nobody.
-        key = f"{submit.sequence.request_id}#{next(self._numbers)}"
-        sequence = msgspec.structs.replace(submit.sequence, request_id=key)
-        run = self._runs[key] = Run(key, on_step)
-        self._note(msgspec.structs.replace(submit, sequence=sequence))
+        self._runs[run.key] = run
+        self._note(note)
         try:
             with run.scope:
-                yield run
+                yield
         finally:
-            known = self._runs.pop(key, None) is not None
-            if known and run.failure is None and (run.last is None or sequence.hold):
-                self._note(Drop(key))
+            known = self._runs.pop(run.key, None) is not None
+            if known and run.failure is None and (hold or not run.ended):
+                self._note(Drop(run.key))
         if run.failure is not None and run.scope.cancelled_caught:
             raise run.failure
 

@@ -9,10 +9,11 @@ import logging
 import os
 import sys
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from time import monotonic
+from typing import cast
 
 import anyio
 import httpx2
@@ -26,6 +27,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from origin_gpu.assets import Assets
+from origin_gpu.embed_passage import EmbedPassage
 from origin_gpu.journal import Journal, open_journal
 from origin_gpu.metrics import FrontMetrics, PoolCollector
 from origin_gpu.passage import Passage
@@ -72,7 +74,7 @@ class Front:
         self._seen_models: set[str] = set()  # bounds the metrics' labels
         self._lines: dict[str, Line] = {}  # by model
 
-    async def serve(self, stream: Stream[wire.Generate, wire.Event]) -> None:
+    async def serve(self, stream: Stream[wire.Request, wire.Event]) -> None:
         """Answer one request, and say how it went. Raises Failure."""
         self._drain.check()
         turn: Turn | None = None
@@ -81,9 +83,7 @@ class Front:
             if turn is not None:
                 turn.start(monotonic())
 
-        passage = Passage(
-            self._pool, stream, local_tokens=self._settings.local_tokens, on_first=on_first
-        )
+        passage = self._passage(stream, on_first)
         outcome: str = Code.INTERNAL
         self._in_flight += 1
         self._metrics.in_flight.inc()
@@ -106,9 +106,23 @@ class Front:
             if self._journal is not None:
                 self._journal.note(passage, outcome)
 
-    def _enter(self, request: wire.Generate) -> Turn | None:
+    def _passage(
+        self, stream: Stream[wire.Request, wire.Event], on_first: Callable[[], None]
+    ) -> Passage | EmbedPassage:
+        if isinstance(stream.request, wire.Embed):
+            return EmbedPassage(self._pool, cast("Stream[wire.Embed, wire.Event]", stream))
+        return Passage(
+            self._pool,
+            cast("Stream[wire.Generate, wire.Event]", stream),
+            local_tokens=self._settings.local_tokens,
+            on_first=on_first,
+        )
+
+    def _enter(self, request: wire.Request) -> Turn | None:
         """A place among those who wait for the request's model, where workers serve it. Failure
-        where that would be for too long."""
+        where that would be for too long. Texts to embed are counted by their workers."""
+        if isinstance(request, wire.Embed):
+            return None
         model, ready = request.model, self._pool.candidates()
         if model not in self._lines:
             if all(it.model != model for it in served_models(ready)):
@@ -135,11 +149,11 @@ class Front:
             in_flight=self._in_flight,
         )
         now = monotonic()
-        rooms = (
-            line.room(now, idle=room(serving(ready, model), "idle") > 0)
+        rooms = {
+            model: line.room(now, idle=room(serving(ready, model), "idle") > 0)
             for model, line in self._lines.items()
-        )
-        most = min((it for it in rooms if it is not None), default=None)
+        }
+        most = {model: count for model, count in rooms.items() if count is not None}
         return region_report(front, self._pool.reports(), ready, most=most)
 
     @property
@@ -149,38 +163,39 @@ class Front:
             return "it is being stopped"
         return None if self.report().models else "no way to serve any model"
 
-    def _record(self, passage: Passage, outcome: str) -> None:
+    def _record(self, passage: Passage | EmbedPassage, outcome: str) -> None:
         request = passage.request
         self._seen_models |= {it.model for it in served_models(self._pool.candidates())}
         model = request.model if request.model in self._seen_models else "unknown"
-        new_tokens = len(passage.ids) - len(request.generated_ids)
         self._metrics.requests.labels(model, outcome).inc()
-        self._metrics.tokens.labels(model, "prompt").inc(len(request.token_ids))
-        self._metrics.tokens.labels(model, "output").inc(new_tokens)
+        self._metrics.tokens.labels(model, "prompt").inc(request.num_prompt)
+        if passage.second_try is not None:
+            self._metrics.second_tries.labels(passage.second_try.code).inc()
+        if isinstance(passage, Passage):
+            self._count(passage, model)
+        log(
+            logger,
+            "request",
+            request_id=request.request_id,
+            model=request.model,
+            **passage.told,
+            prompt_tokens=request.num_prompt,
+            total_ms=round(1000 * passage.elapsed_s, 1),
+            outcome=outcome,
+        )
+
+    def _count(self, passage: Passage, model: str) -> None:
+        """What only an answer in tokens has."""
+        self._metrics.tokens.labels(model, "output").inc(passage.num_new)
         if passage.ttft_s is not None:
             self._metrics.ttft_s.labels(model).observe(passage.ttft_s)
-            if passage.reason is not None and (line := self._lines.get(request.model)):
+            if passage.reason is not None and (line := self._lines.get(passage.request.model)):
                 line.answered(passage.elapsed_s - passage.ttft_s)
         if passage.way is not None:
             self._metrics.placements.labels(passage.way).inc()
         expected = self._metrics.cached_tokens.labels("expected")
         expected.inc(passage.expected_cached_tokens)
         self._metrics.cached_tokens.labels("found").inc(passage.cached_tokens)
-        if passage.second_try is not None:
-            self._metrics.second_tries.labels(passage.second_try.code).inc()
-        log(
-            logger,
-            "request",
-            request_id=request.request_id,
-            model=request.model,
-            prefill_worker=passage.prefill_worker,
-            decode_worker=passage.decode_worker,
-            prompt_tokens=len(request.token_ids),
-            output_tokens=new_tokens,
-            ttft_ms=None if passage.ttft_s is None else round(1000 * passage.ttft_s, 1),
-            total_ms=round(1000 * passage.elapsed_s, 1),
-            outcome=outcome,
-        )
 
 
 def create_app(
@@ -211,7 +226,7 @@ def create_app(
             tasks.cancel_scope.cancel()
         await _close(journal)
 
-    link = link_route(front.serve, requests=wire.Generate, secret=secret, pace=pace, stats=edges)
+    link = link_route(front.serve, requests=wire.Request, secret=secret, pace=pace, stats=edges)
     return Starlette(routes=[link, *pages.routes()], lifespan=lifespan)
 
 

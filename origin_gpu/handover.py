@@ -109,11 +109,12 @@ class CacheNews(Struct, frozen=True, tag="cache", gc=False):
 
 
 # What a worker's link takes and gives. `wire.Generate` itself: prefill and decode here (role both).
-WorkerRequest = wire.Generate | Prefill | Fetch | Resume | Watch
+WorkerRequest = wire.Generate | wire.Embed | Prefill | Fetch | Resume | Watch
 WorkerEvent = (
     wire.Started
     | wire.Tokens
     | wire.Finish
+    | wire.Embedded
     | wire.Fault
     | Computing
     | Prefilled

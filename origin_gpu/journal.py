@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
+from origin_gpu.embed_passage import EmbedPassage
 from origin_gpu.passage import Passage
 from origin_gpu.settings import FrontSettings
 from routing.rows import RowWriter
@@ -29,19 +30,20 @@ class Journal:
         self._clock = clock
         self.close = writer.close
 
-    def note(self, passage: Passage, outcome: str) -> None:
+    def note(self, passage: Passage | EmbedPassage, outcome: str) -> None:
         """A request has ended here. Waits for nothing."""
         request, ended = passage.request, self._clock()
+        made = passage if isinstance(passage, Passage) else None  # tokens
         row = JournalRow(
             request_id=request.request_id,
             region=self._settings.region,
             front=self._settings.name,
             tenant=tenant_of(request.tenant_salt),
             model=request.model,
-            prompt_tokens=len(request.token_ids),
-            first_token=len(request.generated_ids),
-            new_tokens=len(passage.ids) - len(request.generated_ids),
-            cached_tokens=passage.cached_tokens,
+            prompt_tokens=request.num_prompt,
+            first_token=len(made.request.generated_ids) if made else 0,
+            new_tokens=made.num_new if made else 0,
+            cached_tokens=made.cached_tokens if made else 0,
             outcome=outcome,
             started=ended - passage.elapsed_s,
             ended=ended,

@@ -75,6 +75,21 @@ class Passage:
         self._fetching = False  # its KV is collected as it is computed
         self._asked = ""  # the worker that any failure now is due to
 
+    @property
+    def num_new(self) -> int:
+        """Tokens made here."""
+        return len(self.ids) - len(self.request.generated_ids)
+
+    @property
+    def told(self) -> dict[str, object]:
+        """What a log line says of it, besides what it says of any request."""
+        return {
+            "prefill_worker": self.prefill_worker,
+            "decode_worker": self.decode_worker,
+            "output_tokens": self.num_new,
+            "ttft_ms": None if self.ttft_s is None else round(1000 * self.ttft_s, 1),
+        }
+
     async def carry(self) -> None:
         """Return when the request has ended well. Failure: what its client is to be told."""
         budget_s = self.request.budget_s

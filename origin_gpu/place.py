@@ -97,6 +97,18 @@ def place_whole(ready: Sequence[Candidate], request: wire.Generate) -> Whole:
     return Whole(best.name)
 
 
+def place_embed(ready: Sequence[Candidate], request: wire.Embed) -> str:
+    """The worker that makes the vectors of `request`: the one with the fewest tokens to read.
+
+    Failure: UNAVAILABLE, STALE_TOKENIZER or NO_CAPACITY.
+    """
+    serving = _serving(ready, request)
+    able = [it for it in serving if it.room > 0 and (it.idle > 0 or not request.never_waits)]
+    if not able:
+        raise _full(request.model)
+    return min(able, key=lambda it: (it.tokens_in_flight, it.name)).name
+
+
 class _Order:
     """Who goes first in what, for one request. Of those that are equal, the one that all requests
     of its session or prefix would get, however little is known of caches."""
@@ -173,7 +185,7 @@ def _any(_: Candidate) -> tuple[int, ...]:
     return ()
 
 
-def _serving(ready: Sequence[Candidate], request: wire.Generate) -> list[Candidate]:
+def _serving(ready: Sequence[Candidate], request: wire.Request) -> list[Candidate]:
     """Those that have the request's model, with the tokenizer that made its ids."""
     by_model = [
         (it, report.tokenizer_digest)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal
 
 import msgspec
@@ -16,20 +17,27 @@ def region_report(
     workers: Sequence[ProcessReport],
     ready: Sequence[Candidate],
     *,
-    most: int | None = None,
+    most: Mapping[str, int] = MappingProxyType({}),
 ) -> RegionReport:
-    """The report of the region whose front says `front` of itself, and would take `most` more."""
-    models = served_models(ready)
+    """The report of the region whose front says `front` of itself, and would take `most` more
+    requests for a model."""
+    models = tuple(_bounded(it, most.get(it.model)) for it in served_models(ready))
     served = {it.model for it in models}
     loading = sorted({name for it in workers for name in it.loading} - served)
     return RegionReport(
         region=front.region,
         epoch=front.epoch,
-        room=room(ready) if most is None else min(most, room(ready)),
+        room=min((room(ready), *most.values())),
         models=models,
         processes=(msgspec.structs.replace(front, models=models), *workers),
         loading=tuple(loading),
     )
+
+
+def _bounded(model: ModelReport, most: int | None) -> ModelReport:
+    if most is None or model.room is None:
+        return model
+    return msgspec.structs.replace(model, room=min(most, model.room))
 
 
 def serving(ready: Sequence[Candidate], model: str) -> list[Candidate]:
@@ -60,6 +68,7 @@ def served_models(ready: Sequence[Candidate]) -> tuple[ModelReport, ...]:
             having[0][1],
             context_window=min(model.context_window for _, model in having),
             max_sequence_tokens=min(model.max_sequence_tokens for _, model in having),
+            room=room([it for it, _ in having]),
         )
         for _, having in sorted(found.items())
         if options([it for it, _ in having])

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from time import monotonic
 
 import anyio
 import msgspec
 
 from infire.request import Grammar, SamplingParams, Sequence, Step
-from origin_gpu.accept import check_fits
+from origin_gpu.accept import check_fits, check_texts
 from origin_gpu.engine_link import RETRY_AFTER_S, EngineLink
 from origin_gpu.handover import Peer
 from origin_gpu.kv_files import KVFiles
@@ -77,6 +77,7 @@ class Worker:
         )
         self.peers: Mapping[str, Peer] = {}  # the region's workers by name, as the front says
         self.in_flight = 0
+        self.tokens_to_encode = 0  # of texts that are to become vectors
         self.metrics = metrics
         self.drain = Drain(settings.grace_s)
 
@@ -85,9 +86,14 @@ class Worker:
         """Requests that the engine cannot compute yet.
 
         Its gauge lags by a step, in which many may come: what is more than it ever runs waits too.
+        Texts to make vectors of count as the steps they take: one request may have a hundred.
         """
         unfinished = self.in_flight - self.door.num_held
-        return max(self.engine.gauges.waiting, unfinished - self.settings.max_running)
+        return max(
+            self.engine.gauges.waiting,
+            unfinished - self.settings.max_running,
+            self.tokens_to_encode // self.settings.max_step_tokens,
+        )
 
     @property
     def known_url(self) -> str:
@@ -96,7 +102,7 @@ class Worker:
         return me.url if me else self.url
 
     @asynccontextmanager
-    async def answering(self, role: str, request: wire.Generate) -> AsyncGenerator[Answered, None]:
+    async def answering(self, role: str, request: wire.Request) -> AsyncGenerator[Answered, None]:
         """The door of every request: checked, within its time, counted, one log line."""
         answered = Answered()
         try:
@@ -105,12 +111,8 @@ class Worker:
             self._check(request)
             if role != "decode" and request.never_waits:
                 self._check_idle()
-            self.in_flight += 1
-            try:
-                with anyio.fail_after(request.budget_s):
-                    yield answered
-            finally:
-                self.in_flight -= 1
+            with self._counted(request), anyio.fail_after(request.budget_s):
+                yield answered
         except TimeoutError:
             answered.outcome = Code.TIMEOUT
             detail = (
@@ -126,6 +128,17 @@ class Worker:
             raise
         finally:
             self._record(role, request, answered)
+
+    @contextmanager
+    def _counted(self, request: wire.Request) -> Generator[None, None, None]:
+        to_encode = request.num_prompt if isinstance(request, wire.Embed) else 0
+        self.in_flight += 1
+        self.tokens_to_encode += to_encode
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            self.tokens_to_encode -= to_encode
 
     def sequence(self, request: wire.Generate) -> Sequence:
         """`request` for this engine, with `max_tokens` cut to what fits."""
@@ -145,6 +158,7 @@ class Worker:
                     tokenizer_digest=self.assets_digest,
                     context_window=hello.context_window,
                     max_sequence_tokens=hello.max_sequence_tokens,
+                    task=hello.task,
                 ),
             )
             if hello
@@ -170,7 +184,7 @@ class Worker:
             loading=() if hello or self.drain.begun else (self.settings.model,),
         )
 
-    def _check(self, request: wire.Generate) -> None:
+    def _check(self, request: wire.Request) -> None:
         """Raise Failure for a request that this worker cannot, or will not now, run."""
         hello = self.engine.must_be_up()
         if request.model != self.settings.model:
@@ -180,7 +194,10 @@ class Worker:
         if request.tokenizer_digest != self.assets_digest:
             theirs, ours = request.tokenizer_digest[:12], self.assets_digest[:12]
             raise Failure(Code.STALE_TOKENIZER, f"ids of tokenizer {theirs}, here it is {ours}")
-        check_fits(request, hello)
+        if isinstance(request, wire.Embed):
+            check_texts(request, hello)
+        else:
+            check_fits(request, hello)
         if self.num_waiting >= self.settings.max_waiting:
             raise Failure(
                 Code.NO_CAPACITY,
@@ -195,7 +212,7 @@ class Worker:
             detail = f"{running} requests run already, {self.settings.max_running} may"
             raise Failure(Code.NO_CAPACITY, detail, retry_after_s=RETRY_AFTER_S)
 
-    def _record(self, role: str, request: wire.Generate, answered: Answered) -> None:
+    def _record(self, role: str, request: wire.Request, answered: Answered) -> None:
         total_s = answered.total_s
         self.metrics.ended(role, answered.outcome, total_s, answered.output_tokens)
         if answered.kv_s is not None:
@@ -205,7 +222,7 @@ class Worker:
             "request",
             request_id=request.request_id,
             role=role,
-            prompt_tokens=len(request.token_ids),
+            prompt_tokens=request.num_prompt,
             output_tokens=answered.output_tokens,
             first_ms=_milliseconds(answered.first_s),
             kv_bytes=answered.kv_bytes,

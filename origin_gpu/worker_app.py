@@ -19,6 +19,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from origin_gpu.decode import DecodeRole, Transport
+from origin_gpu.embed import EmbedRole
 from origin_gpu.engine_link import EngineGone
 from origin_gpu.handover import Fetch, Prefill, Resume, Watch, Watched, WorkerEvent, WorkerRequest
 from origin_gpu.kv_files import open_files, roots
@@ -54,6 +55,7 @@ class WorkerApp:
         self.secret = secret
         self.prefill = PrefillRole(worker)
         self.decode = DecodeRole(worker, transport)
+        self.embed = EmbedRole(worker)
         self.gone: EngineGone | None = None  # why this process has to end
 
     async def serve(self, stream: Stream[WorkerRequest, WorkerEvent]) -> None:
@@ -73,6 +75,9 @@ class WorkerApp:
             case wire.Generate() as request:
                 async with self.worker.answering("both", request) as answered:
                     await self.decode.serve_whole(request, stream, answered)
+            case wire.Embed() as request:
+                async with self.worker.answering("both", request) as answered:
+                    await self.embed.serve(request, stream, answered)
 
     async def keep_engine(self) -> None:
         """Until cancelled, or until no engine can be kept: then this process stops."""

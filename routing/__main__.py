@@ -71,7 +71,8 @@ def up(
     try:
         layout = read_fleet(path)
         folder = model_dir or _pull(layout.fleet.model, catalogue)
-        prepared = prepare(settings, layout, folder, screen.say)
+        others = {model: _pull(model, catalogue) for model in layout.other_models}
+        prepared = prepare(settings, layout, folder, screen.say, other_dirs=others)
         code = anyio.run(Launch(settings, prepared, screen).run)
     except CANNOT as exc:
         _fail(str(exc))

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
 
 from routing.errors import Code, Failure
+from routing.region import Task
 
 
 class CatalogueError(ValueError):
@@ -45,7 +46,7 @@ class ModelRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     licence: Words
     precision: Words  # what the weights really are, for people to read
     context_window: Annotated[int, Meta(gt=0)]  # tokens
-    task: Literal["text-generation"] = "text-generation"
+    task: Task = "text-generation"
     price: Price | None = None  # None: derived from the model's size
     sha256: Digest | None = None  # of the fetched file
     model_digest: Digest | None = None  # SHA-256 of the model folder's weights

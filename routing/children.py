@@ -48,6 +48,7 @@ class Command:
     words: Sequence[str]
     listener: socket.socket
     log: Path
+    other_model: str | None = None  # of a worker that has not the fleet's
 
     @property
     def url(self) -> str:

@@ -16,7 +16,7 @@ from routing.affinity import by_rendezvous
 from routing.errors import Code, Failure
 from routing.geo import distance_km
 from routing.health import Breaker
-from routing.region import ModelReport, Place, Region, RegionReport
+from routing.region import ModelReport, Place, Region, RegionReport, Task
 
 STALE_S = 5.0  # five reports missed: what it says of its room is history
 LOADING_RETRY_S = 5.0  # that a client is told while a model is loaded: it may take minutes
@@ -73,7 +73,7 @@ class _Scored:
 def rank(regions: Iterable[Known], wanted: Wanted, now: float) -> list[Choice]:
     """Regions to try, best first. Those that cannot serve the request are left out."""
     scored = [_score(known, model, wanted, now) for known, model in _able(regions, wanted, now)]
-    scored.sort(key=lambda s: (s.tier, s.cost, -_room(s.known), s.known.region.name))
+    scored.sort(key=lambda s: (s.tier, s.cost, -_room(s.known, s.model), s.known.region.name))
     if wanted.affinity is not None:
         scored = _prefer(wanted.affinity, scored, NEAR_MS if wanted.place is None else NEAR_KM)
     return [Choice(region=s.known.region.name, model=s.model, reasons=s.reasons) for s in scored]
@@ -83,6 +83,12 @@ def context_window(regions: Iterable[Known], model: str) -> int | None:
     """Tokens that a request for `model` may have where it may have most; None: nobody serves it."""
     serving = (known.model(model) for known in regions)
     return max((report.max_sequence_tokens for report in serving if report), default=None)
+
+
+def task(regions: Iterable[Known], model: str) -> Task | None:
+    """What `model` does, where a region serves it; None: nobody does."""
+    serving = (known.model(model) for known in regions)
+    return next((report.task for report in serving if report), None)
 
 
 def is_loading(regions: Iterable[Known], model: str) -> bool:
@@ -124,7 +130,7 @@ def _able(
 
 def _score(known: Known, model: ModelReport, wanted: Wanted, now: float) -> _Scored:
     age_s = now - known.reported_at
-    room = _room(known)
+    room = _room(known, model)
     if not known.connected:
         tier, state = 2, "not connected"
     elif age_s > STALE_S:
@@ -144,7 +150,9 @@ def _cost(known: Known, wanted: Wanted) -> tuple[float, str]:
     return inf, "rtt unknown"
 
 
-def _room(known: Known) -> int:
+def _room(known: Known, model: ModelReport) -> int:
+    if model.room is not None:
+        return model.room
     return known.report.room if known.report else 0
 
 

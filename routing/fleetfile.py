@@ -5,7 +5,7 @@ An operator writes a `FleetFile`; the launcher resolves it into the regions that
 [fleet]           model
 [edge]            host, port, trusted_proxies, geo_db, budget_s, ...
 [[region]]        name, port of its front, latitude and longitude where data/regions.toml has none
-[[region.worker]] role, count, device, kv_tokens, ...
+[[region.worker]] role, model, count, device, kv_tokens, ...
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class WorkerRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`count` workers of one kind. None: the worker's own default."""
 
     role: Literal["prefill", "decode", "both"]
+    model: str | None = None  # a name in the catalogue; None: the fleet's
     count: Annotated[int, Meta(ge=1, le=64)] = 1
     device: Device | None = None  # None: what `fleet up --device` says
     dtype: Literal["auto", "bfloat16", "float32"] | None = None
@@ -95,6 +96,12 @@ class FleetFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     fleet: FleetRow
     edge: EdgeRow = EdgeRow()
     regions: Annotated[tuple[RegionRow, ...], Meta(min_length=1)] = msgspec.field(name="region")
+
+    @property
+    def other_models(self) -> list[str]:
+        """That workers have besides the fleet's own, each once."""
+        named = (row.model for region in self.regions for row in region.workers)
+        return [it for it in dict.fromkeys(named) if it is not None and it != self.fleet.model]
 
 
 class KnownPlace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -165,10 +172,21 @@ def _problem(fleet: FleetFile) -> str | None:
         if region.latitude is None and region.name not in places:
             known = ", ".join(sorted(places))
             return f"{row}: latitude: needed, as the name is none of {known}"
-        roles = {worker.role for worker in region.workers}
+        if lacks := _lacking(region, fleet.fleet.model):
+            return f"{row}: worker: {lacks}, so no request could end"
+    return None
+
+
+def _lacking(region: RegionRow, model: str) -> str | None:
+    """What no worker does that a request for one of the region's models needs."""
+    by_model: dict[str, set[str]] = {}
+    for worker in region.workers:
+        by_model.setdefault(worker.model or model, set()).add(worker.role)
+    for name, roles in by_model.items():
         if "both" not in roles and roles != {"prefill", "decode"}:
             lacks = "decode" if "prefill" in roles else "prefill"
-            return f"{row}: worker: none has role {lacks} or both, so no request could end"
+            of = "" if name == model else f" of {name}"
+            return f"none{of} has role {lacks} or both"
     return None
 
 

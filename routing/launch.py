@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import anyio
 import msgspec
@@ -77,7 +78,12 @@ def choose_fleet(asked: Path | None, free_memory_bytes: int | None) -> tuple[Pat
 
 
 def prepare(
-    settings: UpSettings, fleet: FleetFile, model_dir: Path, say: Callable[[str], None]
+    settings: UpSettings,
+    fleet: FleetFile,
+    model_dir: Path,
+    say: Callable[[str], None],
+    *,
+    other_dirs: Mapping[str, Path] = MappingProxyType({}),
 ) -> Prepared:
     """Everything short of starting: folder, secret, key, sockets, command lines.
 
@@ -89,6 +95,7 @@ def prepare(
         keys_dir=settings.keys_dir,
         cache_dir=settings.paths.cache,
         model_dir=model_dir,
+        other_dirs=other_dirs,
         device=settings.device,
         cores=settings.cores,
         say=say,

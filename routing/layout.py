@@ -8,8 +8,8 @@ from __future__ import annotations
 import socket
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from routing.children import Command, bind
@@ -31,11 +31,12 @@ class Ground:
     folder: Path  # of the run
     keys_dir: Path
     cache_dir: Path
-    model_dir: Path
+    model_dir: Path  # of the fleet's model
     device: Device
     usage_dir: Path  # for the ledger, the journals and the store
     cores: int
     say: Callable[[str], None]  # takes a line of news
+    other_dirs: Mapping[str, Path] = field(default_factory=dict)  # of other models, by name
 
     @property
     def secret_file(self) -> Path:
@@ -101,20 +102,33 @@ def _workers(region: RegionRow, model: str, ground: Ground) -> Iterator[Command]
     numbers: Counter[str] = Counter()
     for row in region.workers:
         for _ in range(row.count):
-            yield worker_command(region.name, row, numbers[row.role], model, ground)
-            numbers[row.role] += 1
+            kind = _other(row, model) or row.role
+            yield worker_command(region.name, row, numbers[kind], model, ground)
+            numbers[kind] += 1
 
 
 def worker_command(region: str, row: WorkerRow, number: int, model: str, ground: Ground) -> Command:
-    """A worker as `row` has it, the one of that number among those of its role."""
+    """A worker as `row` has it, the one of that number among those of its role, or of its model
+    where that is not the fleet's."""
+    other = _other(row, model)
     words = ["origin_gpu", "worker", "--region", region, "--role", row.role]
-    words += ["--model", model, *_worker_flags(row, ground)]
-    name = f"{region}-{row.role}-{number}"
-    return ground.command(name, region, row.role, bind(LOOPBACK, 0), words)
+    model_dir = ground.other_dirs[other] if other else ground.model_dir
+    words += ["--model", other or model, "--model-dir", str(model_dir)]
+    words += _worker_flags(row, ground)
+    kind = row.role if other is None else other.rpartition("/")[2]
+    command = ground.command(
+        f"{region}-{kind}-{number}", region, row.role, bind(LOOPBACK, 0), words
+    )
+    return replace(command, other_model=other)
+
+
+def _other(row: WorkerRow, model: str) -> str | None:
+    """The worker's own model, if it is not the fleet's `model`."""
+    return None if row.model == model else row.model
 
 
 def _worker_flags(row: WorkerRow, ground: Ground) -> list[str]:
-    words = ["--model-dir", str(ground.model_dir), "--device", row.device or ground.device]
+    words = ["--device", row.device or ground.device]
     words += ["--threads", str(row.threads or ground.cores)]
     for name in WORKER_FLAGS:
         value = getattr(row, name)

@@ -16,7 +16,8 @@ from msgspec import Struct
 from routing.usage import JournalRow, LedgerRow
 
 _by_id = attrgetter("request_id")
-_ENDS = ("stop", "length")  # outcomes at a front that the model or max_tokens made
+# outcomes at a front that the model or max_tokens made, and of vectors that were all made
+_ENDS = ("stop", "length", "embedded")
 
 
 class Missing(Struct, frozen=True, kw_only=True, tag="missing"):

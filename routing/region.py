@@ -7,6 +7,7 @@ from typing import Literal
 from msgspec import Struct
 
 Role = Literal["edge", "front", "prefill", "decode", "both"]
+Task = Literal["text-generation", "text-embeddings"]
 
 
 class Place(Struct, frozen=True):
@@ -30,6 +31,9 @@ class ModelReport(Struct, frozen=True, kw_only=True):
     tokenizer_digest: str
     context_window: int  # tokens, prompt and output together
     max_sequence_tokens: int  # what one request's KV may hold; at most context_window
+    task: Task = "text-generation"
+    # How many more requests for it a region would take now; None: as its report says for all.
+    room: int | None = None
 
 
 class ProcessReport(Struct, frozen=True, kw_only=True):

@@ -51,7 +51,8 @@ class Scaler:
             if front is None:
                 known = ", ".join(row.name for row in self._fleet.regions)
                 raise CannotScale(f"there is no region {region}, only {known}")
-            workers = [it for it in here if it.role in ROLES]
+            others = [it for it in here if it.other_model is not None]  # stay as they are
+            workers = [it for it in here if it.role in ROLES and it not in others]
             wanted = _wanted(workers, counts)
             new = [
                 command
@@ -65,12 +66,14 @@ class Scaler:
             leaving = _too_many(workers, wanted)
             staying = [it for it in workers if it not in leaving] + new
             try:
-                await self._tell(front, staying)
-                await self._wait_known(front, staying)
+                await self._tell(front, [*staying, *others])
+                await self._wait_known(front, [*staying, *others])
             except CannotScale:
                 await self._children.retire([it.name for it in new], grace_s=GRACE_S)
                 raise
-            self._children.say_again(front_command(region, staying, self._ground, front.listener))
+            self._children.say_again(
+                front_command(region, [*staying, *others], self._ground, front.listener)
+            )
             await self._children.retire([it.name for it in leaving], grace_s=GRACE_S)
             self._say(f"{region}: {_words(staying)}")
             return {role: sum(it.role == role for it in staying) for role in ROLES}
@@ -89,7 +92,10 @@ class Scaler:
 
     def _row(self, region: str, role: str) -> WorkerRow:
         """As the fleet file has workers of this role here; else as it has others here."""
-        rows = next(it.workers for it in self._fleet.regions if it.name == region)
+        here = next(it.workers for it in self._fleet.regions if it.name == region)
+        rows = [row for row in here if row.model in {None, self._fleet.fleet.model}]
+        if not rows:
+            raise CannotScale(f"{region} has no worker of {self._fleet.fleet.model}")
         alike = next((row for row in rows if row.role == role), rows[0])
         return msgspec.structs.replace(alike, role=role)
 

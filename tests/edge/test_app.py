@@ -128,7 +128,7 @@ async def test_json_is_read_whatever_the_content_type(edge: EdgeClient) -> None:
     [
         ("/nowhere", "/nowhere"),
         ("/client/v4/nowhere", "/client/v4/nowhere"),
-        (f"/client/v4/accounts/{ACCOUNT}/ai/v1/embeddings", "/ai/v1/embeddings"),
+        (f"/client/v4/accounts/{ACCOUNT}/ai/v1/audio", "/ai/v1/audio"),
         (f"/client/v4/accounts/{ACCOUNT}/ai/v1/chat/completions/", "completions/"),
         (f"/client/v4/accounts/{ACCOUNT}/ai/runs", "/ai/runs"),
         ("/v1/nothing", "/v1/nothing"),

@@ -19,6 +19,7 @@ from tests.fakes.counting_region import MODEL, CountingRegion, running
 from tests.fakes.edge_client import ACCOUNT, EdgeClient, edge_over
 
 EXAMPLES = 15
+VECTORS = "@cf/test/vectors"
 CHECKS = [
     checks.status_code_conformance,
     checks.content_type_conformance,
@@ -29,15 +30,17 @@ OPERATIONS = [(path, method) for path, methods in document()["paths"].items() fo
 
 @pytest.fixture
 async def edge(tmp_path: Path) -> AsyncIterator[EdgeClient]:
-    region = CountingRegion()
+    text = CountingRegion()
+    vectors = CountingRegion("enam", model=VECTORS, task="text-embeddings")
     kept = {"ledger": tmp_path / "usage" / "ledger.sqlite", "store": tmp_path / "store.sqlite"}
-    async with running(region), edge_over(tmp_path, [region.region], **kept) as client:
+    regions = [text.region, vectors.region]
+    async with running(text), running(vectors), edge_over(tmp_path, regions, **kept) as client:
         yield client
 
 
-def named(**more: str) -> dict[str, Any]:
+def named(model: str, **more: str) -> dict[str, Any]:
     """The document, with the account and the model that there are wherever it has any text."""
-    there = {"account_id": ACCOUNT, "model": MODEL, **more}
+    there = {"account_id": ACCOUNT, "model": model, **more}
     spec = document()
     for methods in spec["paths"].values():
         for operation in methods.values():
@@ -49,7 +52,7 @@ def named(**more: str) -> dict[str, Any]:
             if body is not None:
                 schema = body["content"]["application/json"]["schema"]
                 if "model" in schema.get("properties", {}):
-                    schema["properties"]["model"] = {"const": MODEL}
+                    schema["properties"]["model"] = {"const": model}
                 _of_the_model_here(schema)
     return spec
 
@@ -75,7 +78,8 @@ async def test_an_edge_is_as_it_says(
         json={"model": MODEL, "input": "hello", "max_output_tokens": 1},
         headers=edge.headers(),
     )
-    spec = named(response_id=stored.json()["id"])
+    model = VECTORS if path.endswith("/embeddings") else MODEL
+    spec = named(model, response_id=stored.json()["id"])
     operation = schemathesis.openapi.from_dict(spec)[path][method.upper()]
     statuses: list[int] = []
 

@@ -317,7 +317,7 @@ class TestLoading:
         "decoder",
         [
             None,
-            {"type": "WordPiece", "prefix": "##", "cleanup": True},
+            {"type": "BPEDecoder", "suffix": "</w>"},
             {"type": "Strip", "content": " ", "start": 0, "stop": 1},
             {"type": "Replace", "pattern": {"Regex": "a+"}, "content": ""},
         ],

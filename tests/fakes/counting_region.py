@@ -24,9 +24,10 @@ from routing import wire
 from routing.errors import Failure
 from routing.link_frames import Pace
 from routing.link_server import Stream, link_route
-from routing.region import ModelReport, Place, Region, RegionReport
+from routing.region import ModelReport, Place, Region, RegionReport, Task
 from routing.secret import NeedsSecret
 from routing.serving import listening_socket
+from tests.fakes.counting_encoder import WIDTH, vector
 from tests.fakes.model_folder import CHAT_TEMPLATE, END_ID, counting_tokenizer
 from tests.fakes.serving import Serving
 
@@ -44,6 +45,10 @@ Gate = Callable[[wire.Generate, int], Awaitable[None]]
 
 
 async def no_gate(request: wire.Generate, index: int) -> None:
+    await anyio.lowlevel.checkpoint()
+
+
+async def no_embed_gate(request: wire.Embed) -> None:
     await anyio.lowlevel.checkpoint()
 
 
@@ -65,7 +70,10 @@ class CountingRegion:
     # Before a token: index 0 is the first of the answer. What it raises is told to the edge.
     gate: Gate = no_gate
     started_gate: Gate = no_gate  # before `Started`: the queue
+    task: Task = "text-generation"
+    embed_gate: Callable[[wire.Embed], Awaitable[None]] = no_embed_gate  # before vectors
     asked: list[wire.Generate] = field(default_factory=list)
+    embeds: list[wire.Embed] = field(default_factory=list)
     num_open: int = 0
     fetched: int = 0  # times its assets were asked for
 
@@ -96,7 +104,7 @@ class CountingRegion:
         pace = Pace(beat_s=0.2, silence_s=4.0, stall_s=60.0)
         return Starlette(
             routes=[
-                link_route(self._answer, requests=wire.Generate, secret=SECRET, pace=pace),
+                link_route(self._answer, requests=wire.Request, secret=SECRET, pace=pace),
                 Route("/v1/report", self._report, middleware=guarded),
                 Route("/v1/assets/{digest}", self._assets, middleware=guarded),
             ]
@@ -119,6 +127,7 @@ class CountingRegion:
             tokenizer_digest=(self.reported or self.assets).digest,
             context_window=self.window,
             max_sequence_tokens=self.window,
+            task=self.task,
         )
         report = RegionReport(
             region=self.name,
@@ -135,11 +144,17 @@ class CountingRegion:
             return Response(status_code=404)
         return Response(msgspec.msgpack.encode(self.assets))
 
-    async def _answer(self, stream: Stream[wire.Generate, wire.Event]) -> None:
-        self.asked.append(stream.request)
+    async def _answer(self, stream: Stream[wire.Request, wire.Event]) -> None:
+        request = stream.request
         self.num_open += 1
         try:
-            await self._count(stream, stream.request)
+            if isinstance(request, wire.Embed):
+                self.embeds.append(request)
+                await self.embed_gate(request)
+                stream.send(embedded(request))
+            else:
+                self.asked.append(request)
+                await self._count(stream, request)
         finally:
             self.num_open -= 1
 
@@ -157,6 +172,17 @@ class CountingRegion:
                 ids.append(last)
             stream.send(wire.Tokens(tuple(ids), _logprobs(request, ids)))
         stream.send(finish)
+
+
+def embedded(request: wire.Embed) -> wire.Embedded:
+    """As `counting_encoder` has it: sum of ids, number of ids, 1 by the mean or 2 by the first."""
+    pooling = request.pooling or "mean"
+    return wire.Embedded(
+        vectors=b"".join(vector(ids, pooling) for ids in request.texts),
+        width=WIDTH,
+        pooling=pooling,
+        prompt_tokens=request.num_prompt,
+    )
 
 
 def _finish(request: wire.Generate, count: int, last: int) -> wire.Finish | None:

@@ -7,6 +7,7 @@ a gate, fail, or both.
 from __future__ import annotations
 
 import re
+import struct
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -60,10 +61,10 @@ LAYOUT = KVLayout(
 ASSETS = wire.TextAssets(tokenizer_json=b"{}", chat_template="", stop_ids=(0,))
 
 BLOCK_TOKENS = 4
-Stage = Literal["prefill", "held", "collect", "token", "finish"]
+Stage = Literal["prefill", "held", "collect", "token", "finish", "embed"]
 
 
-async def no_gate(request: wire.Generate) -> None:
+async def no_gate(request: wire.Request) -> None:
     await anyio.lowlevel.checkpoint()
 
 
@@ -82,7 +83,7 @@ class FakeWorker:
     asked: list[WorkerRequest] = field(default_factory=list)
     open: Counter[str] = field(default_factory=Counter)  # streams being answered, by kind
     peers: tuple[Peer, ...] = ()
-    gates: dict[Stage, Callable[[wire.Generate], Awaitable[None]]] = field(default_factory=dict)
+    gates: dict[Stage, Callable[[Any], Awaitable[None]]] = field(default_factory=dict)
     held: dict[str, anyio.Event] = field(default_factory=dict)  # shared by a region's workers
     fetched: int = 0  # times its assets were asked for
 
@@ -139,10 +140,13 @@ class FakeWorker:
                 case wire.Generate() as request:
                     stream.send(wire.Started(0))
                     await self._count(stream, request, list(request.generated_ids))
+                case wire.Embed() as request:
+                    await self._gate("embed", request)
+                    stream.send(embedded(request))
         finally:
             self.open[kind] -= 1
 
-    async def _gate(self, stage: Stage, request: wire.Generate) -> None:
+    async def _gate(self, stage: Stage, request: wire.Request) -> None:
         await self.gates.get(stage, no_gate)(request)
 
     async def _watch(self, stream: Stream[Any, WorkerEvent], watch: Watch) -> None:
@@ -225,6 +229,17 @@ class FakeWorker:
             stream.send(wire.Tokens((output[-1],)))
         await self._gate("finish", request)
         stream.send(finish)
+
+
+def embedded(request: wire.Embed) -> wire.Embedded:
+    """Each text's vector is its number of ids."""
+    numbers = [float(len(ids)) for ids in request.texts]
+    return wire.Embedded(
+        vectors=struct.pack(f"<{len(numbers)}f", *numbers),
+        width=1,
+        pooling=request.pooling or "mean",
+        prompt_tokens=request.num_prompt,
+    )
 
 
 def next_id(request: wire.Generate, output: list[int]) -> int:

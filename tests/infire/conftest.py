@@ -39,7 +39,17 @@ def into(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def smollm2_folder() -> Path:
     """The default model, in the user's cache; pulled if it is not there yet."""
-    row = load_catalogue().row("@cf/huggingfacetb/smollm2-135m-instruct")
+    return _pulled("@cf/huggingfacetb/smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def minilm_folder() -> Path:
+    """The default model of embeddings, likewise."""
+    return _pulled("@cf/sentence-transformers/all-minilm-l6-v2")
+
+
+def _pulled(model: str) -> Path:
+    row = load_catalogue().row(model)
     folder = model_folder(paths(os.environ).cache, row.model)
     pull(row.source, folder, sha256=row.sha256, model_digest=row.model_digest)
     return folder

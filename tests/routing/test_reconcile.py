@@ -96,6 +96,13 @@ def test_a_missing_row_is_made_of_all_its_parts() -> None:
     )
 
 
+def test_a_missing_row_of_vectors_is_whole() -> None:
+    parts = [made("a", new_tokens=0, outcome="lost"), made("a", region="enam", outcome="embedded")]
+    [missing] = findings([told("b")], [*parts, made("b")])
+    assert isinstance(missing, Missing)
+    assert (missing.row.outcome, missing.row.whole) == ("embedded", True)
+
+
 def test_a_request_that_has_just_ended_is_not_missed_yet() -> None:
     seen = Compared()
     rows = [made("a", ended=99.5)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +85,10 @@ class Grounds:
 
 @asynccontextmanager
 async def region(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, *, behaviour: str = "serve"
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, behaviour: str = "serve", others: int = 0
 ) -> AsyncGenerator[Grounds, None]:
-    """weur with a prefill and a decode worker, kept by children; new ones are `behaviour`."""
+    """weur with a prefill and a decode worker, kept by children; new ones are `behaviour`. And so
+    many `others` of another model."""
     (folder / "logs").mkdir()
     ground = Ground(
         folder=folder, keys_dir=folder, cache_dir=folder, model_dir=folder, usage_dir=folder,
@@ -110,6 +111,9 @@ async def region(
         stand_in("weur-prefill-0", "prefill", folder / "logs", "serve"),
         stand_in("weur-decode-0", "decode", folder / "logs", "serve"),
     ]
+    for n in range(others):
+        other = stand_in(f"weur-other-{n}", "both", folder / "logs", "serve")
+        commands.append(replace(other, other_model="@cf/other"))
     async with anyio.create_task_group() as tasks:
         await serving.start(tasks)
         door = stand_in("weur-front", "front", folder / "logs", "serve")
@@ -152,6 +156,22 @@ async def test_more_are_started_before_the_front_is_told_and_fewer_ended_after(
         assert sum(word == "--worker" for word in front.words) == 3  # as it is started again
         await it.scaler.scale("weur", {"prefill": 2})
         assert it.front.names()[-1] == "weur-prefill-1"  # the first number that is free
+
+
+async def test_workers_of_another_model_stay_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with region(tmp_path, monkeypatch, others=2) as it:
+        assert await it.scaler.scale("weur", {"prefill": 2, "both": 0}) == {
+            "prefill": 2,
+            "decode": 1,
+            "both": 0,
+        }
+        names = {"weur-prefill-0", "weur-decode-0", "weur-prefill-1"}
+        names |= {"weur-other-0", "weur-other-1"}
+        assert {*it.front.names()} == it.alive() == names
+        with pytest.raises(CannotScale, match="with 2 prefill no request could end"):
+            await it.scaler.scale("weur", {"decode": 0})
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,16 @@ def smollm2() -> Path:
     return folder
 
 
+def _have_vectors(home: Path) -> None:
+    """The fleet's other model: where a user has it already, it is not fetched again."""
+    row = load_catalogue().row("@cf/sentence-transformers/all-minilm-l6-v2")
+    folder = model_folder(paths(os.environ).cache, row.model)
+    pull(row.source, folder, sha256=row.sha256, model_digest=row.model_digest)
+    here = model_folder(paths({"EDGEFIRE_HOME": str(home)}).cache, row.model)
+    here.parent.mkdir(parents=True, exist_ok=True)
+    here.symlink_to(folder)
+
+
 def fleet(home: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "routing", *words],
@@ -46,6 +56,7 @@ def test_a_first_answer_then_every_process_and_block_then_nothing(
     tmp_path: Path, smollm2: Path
 ) -> None:
     layout = tmp_path / "fleet.toml"
+    _have_vectors(tmp_path)
     layout.write_text((DATA / "fleet.toml").read_text().replace("port = 8787", "port = 0"))
     launcher = fleet(tmp_path, "up", "--fleet", str(layout), "--model-dir", str(smollm2))
     try:
@@ -56,7 +67,7 @@ def test_a_first_answer_then_every_process_and_block_then_nothing(
 
         said, _ = fleet(tmp_path, "status", "--json").communicate(timeout=60)
         processes = msgspec.json.decode(said, type=Status).processes
-        assert len(processes) == 7
+        assert len(processes) == 9
         assert all(one.ready for one in processes)
         workers = [one for one in processes if one.role in {"prefill", "decode"}]
         assert len(workers) == 4
