@@ -89,7 +89,11 @@ async def test_a_stop_string_ends_the_work_and_the_count(tmp_path: Path) -> None
 async def test_no_token_is_lost(tmp_path: Path, num_streams: int) -> None:
     """Every stream gets its own tokens, in order, once, however many share the links."""
     flags = ("--kv-tokens", "131072", "--max-running", "1024", "--max-waiting", "2048")
-    shape = Shape(worker_flags=(*flags, "--max-step-tokens", "4096"), step_s=0.005)
+    shape = Shape(
+        worker_flags=(*flags, "--max-step-tokens", "4096"),
+        front_flags=("--max-wait-s", "0"),  # a line as long as it gets
+        step_s=0.005,
+    )
     answers: dict[int, tuple[str, dict[str, int], bool]] = {}
 
     async def one(w: World, n: int) -> None:
