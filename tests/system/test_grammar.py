@@ -20,7 +20,15 @@ import pytest
 from tests.fakes.model_folder import END_ID, make_counting_folder
 from tests.infire.grammars import BYTES_SIZE
 from tests.infire.small_models import make_folder
-from tests.system.faults import Heard, hear, metric, nothing_in_flight, restart, wait_served
+from tests.system.faults import (
+    PATIENCE_S,
+    Heard,
+    hear,
+    metric,
+    nothing_in_flight,
+    restart,
+    wait_served,
+)
 from tests.system.world import MODEL, Shape, World, world
 
 pytestmark = pytest.mark.system
@@ -155,4 +163,6 @@ async def test_a_stream_outlives_the_worker_and_the_region_that_speak(tmp_path: 
                 await restart(w, victim, words)
                 await wait_served(w)
         lost = {"outcome": "lost"}
-        assert await metric(w, "edge", "edgefire_edge_failed_tries_total", **lost) == 1
+        with anyio.fail_after(PATIENCE_S):  # counted when the request is over, after its last word
+            while await metric(w, "edge", "edgefire_edge_failed_tries_total", **lost) != 1:
+                await anyio.sleep(0.05)
