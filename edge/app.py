@@ -22,6 +22,7 @@ from starlette.types import ASGIApp
 
 from edge import completions, embeddings, openai, responses_run
 from edge.allowance import Allowance
+from edge.api import Api
 from edge.auth import Verifier
 from edge.batch_lines import Check
 from edge.clients import Clients
@@ -43,7 +44,6 @@ from edge.response import JSON
 from edge.responses_store import ResponsesStore
 from edge.run import (
     Anthropic,
-    Api,
     Enveloped,
     Native,
     Run,

@@ -108,11 +108,8 @@ class Choices:
         if self._record.stream:
             await self._write(first.close(used), more=False)
             return
-        choices = [it.choice(self._told[at], self._ends[at]) for at, it in self._numbered()]
+        choices = [it.choice(self._told[at], self._ends[at]) for at, it in enumerate(self._spelled)]
         await send_whole(self._send, first.body(choices, used), self._region)
-
-    def _numbered(self) -> Iterable[tuple[int, Choice]]:
-        return enumerate(self._spelled)
 
     @property
     def _region(self) -> str:

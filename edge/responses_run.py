@@ -18,9 +18,9 @@ from starlette.routing import Route
 from starlette.types import Scope
 
 from edge import responses
+from edge.api import Api
 from edge.ask import Ask
 from edge.checks import BadField
-from edge.choices import Choice
 from edge.complete import Caller
 from edge.door import record_of
 from edge.response import JSON
@@ -41,11 +41,8 @@ logger = logging.getLogger(__name__)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-class Responses:
+class Responses(Api):
     route = "responses"
-
-    def model(self, scope: Scope) -> str | None:
-        return None
 
     def parse(self, body: bytes, scope: Scope) -> Ask:
         return responses.parse(body)
@@ -54,9 +51,6 @@ class Responses:
         assert isinstance(ask, Turn)
         created = int(datetime.now(UTC).timestamp())
         return Answer(ask, request_id=request_id, created=created)
-
-    def choices(self, asks: Sequence[Ask], request_id: str) -> Sequence[Choice]:
-        raise AssertionError("one choice in this API")
 
 
 class RunResponses(Run):

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import anyio
 from anyio import to_thread
@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from edge import anthropic, anthropic_answer, completions, embeddings, formats, openai, workers_ai
 from edge.allowance import Allowance
+from edge.api import Api
 from edge.ask import Ask, Broke, End, Piece, Text
 from edge.auth import Verifier
 from edge.checks import BadField, Fields, read
@@ -45,19 +46,7 @@ _INLINE_BYTES = 100_000  # about 1 ms to parse; a longer body would hold up ever
 _MOST_LOGGED = 128  # characters of a model's name
 
 
-class Api(Protocol):
-    route: str  # as in logs and metrics
-
-    def model(self, scope: Scope) -> str | None:
-        """The model, where the path names it."""
-
-    def parse(self, body: bytes, scope: Scope) -> Ask | EmbedAsk: ...
-    def answer(self, ask: Ask, request_id: str) -> Spelled: ...
-    def choices(self, asks: Sequence[Ask], request_id: str) -> Sequence[Choice]:
-        """Where `parse` may ask for several."""
-
-
-class Native:
+class Native(Api):
     route = "run"
 
     def __init__(self, task_of: Callable[[str], str], max_tokens: int | None = None) -> None:
@@ -90,9 +79,6 @@ class Native:
             return ask
         return replace(ask, sampling=replace(ask.sampling, max_tokens=self._max_tokens))
 
-    def choices(self, asks: Sequence[Ask], request_id: str) -> Sequence[Choice]:
-        raise AssertionError("one choice natively")
-
 
 class Enveloped(Native):
     """Natively, with the model in the body: {"model", "input"}."""
@@ -104,7 +90,7 @@ class Enveloped(Native):
         return self._parsed(*workers_ai.opened(read(body)))
 
 
-class OpenAI:
+class OpenAI(Api):
     """Chat completions or completions: what differs is how they are read and spelled."""
 
     def __init__(
@@ -116,9 +102,6 @@ class OpenAI:
         self.route = route
         self._read = read
         self._spell = spell
-
-    def model(self, scope: Scope) -> str | None:
-        return None
 
     def parse(self, body: bytes, scope: Scope) -> Ask:
         return self._read(body)
@@ -143,20 +126,14 @@ def _now() -> int:
     return int(datetime.now(UTC).timestamp())
 
 
-class Anthropic:
+class Anthropic(Api):
     route = "messages"
-
-    def model(self, scope: Scope) -> str | None:
-        return None
 
     def parse(self, body: bytes, scope: Scope) -> Ask:
         return anthropic.parse(body)
 
     def answer(self, ask: Ask, request_id: str) -> Spelled:
         return anthropic_answer.Answer(ask, request_id=request_id)
-
-    def choices(self, asks: Sequence[Ask], request_id: str) -> Sequence[Choice]:
-        raise AssertionError("one choice in this API")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,41 +6,29 @@ Knows no region, and not how vectors are spelled.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 from anyio import to_thread
 from starlette.types import Scope, Send
 
 from edge import embeddings
-from edge.ask import Ask
-from edge.choices import Choice
+from edge.api import Api
 from edge.complete import Caller
 from edge.embed import EmbedWalk
 from edge.embeddings import EmbedAsk
 from edge.metrics import Record
 from edge.response import send_whole
-from edge.spelled import Spelled
 from routing.errors import Failure
 
 _INLINE_BYTES = 40_000  # of vectors: about 1 ms to spell; more would hold up every other stream
 
 
-class Embeddings:
-    """OpenAI's, an `edge.run.Api`."""
+class Embeddings(Api):
+    """OpenAI's."""
 
     route = "embeddings"
 
-    def model(self, scope: Scope) -> str | None:
-        return None
-
     def parse(self, body: bytes, scope: Scope) -> EmbedAsk:
         return embeddings.parse(body)
-
-    def answer(self, ask: Ask, request_id: str) -> Spelled:
-        raise AssertionError("no text in this API")
-
-    def choices(self, asks: Sequence[Ask], request_id: str) -> Sequence[Choice]:
-        raise AssertionError("no text in this API")
 
 
 class VectorReply:

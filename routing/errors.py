@@ -72,7 +72,7 @@ _MEANINGS = {
     Code.NO_CAPACITY: Meaning(
         status=429, public=3040, elsewhere=True, openai_type="rate_limit_error"
     ),
-    # Too many requests of one account or key. AI Gateway's code; Workers AI documents none.
+    # Too many requests of one account or key. Workers AI documents no code for it.
     Code.RATE_LIMITED: Meaning(status=429, public=2003, openai_type="rate_limit_error"),
     # What an account or key may use in a day or month is used up.
     Code.QUOTA: Meaning(status=429, public=3036, openai_type="insufficient_quota"),

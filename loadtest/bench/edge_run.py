@@ -128,16 +128,7 @@ async def _ready(edge: str) -> None:
 
 async def cpu_us(at: Bed, streams: int, tokens: int, windows: int, window_s: float) -> list[float]:
     """Microseconds of the edge's CPU a token, once a window."""
-    host, port = at.edge.removeprefix("http://").split(":")
-    load = Load(
-        host=host,
-        port=int(port),
-        path=f"/client/v4/accounts/{ACCOUNT}/ai/run/{MODEL}",
-        key=at.key,
-        body={"stream": True, "prompt": PROMPT},
-        num_streams=streams,
-        output_tokens=tokens,
-    )
+    load = _load(at, streams, tokens)
     command = [sys.executable, "-m", "loadtest.bench.host_load"]
     clients = await anyio.open_process(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None
@@ -173,7 +164,7 @@ async def first_ms(at: Bed, rounds: int) -> tuple[list[float], list[float]]:
     by_edge: list[float] = []
     by_link: list[float] = []
     link: Link[wire.Event] = Link(at.region, SECRET, wire.Event)
-    asked = _request(at)
+    asked = request(_load(at, 1, 2), 2)
     async with (
         await anyio.connect_tcp("127.0.0.1", int(at.edge.rpartition(":")[2])) as edge,
         anyio.create_task_group() as tasks,
@@ -187,18 +178,17 @@ async def first_ms(at: Bed, rounds: int) -> tuple[list[float], list[float]]:
     return by_edge, by_link
 
 
-def _request(at: Bed) -> bytes:
+def _load(at: Bed, streams: int, tokens: int) -> Load:
     host, port = at.edge.removeprefix("http://").split(":")
-    load = Load(
+    return Load(
         host=host,
         port=int(port),
         path=f"/client/v4/accounts/{ACCOUNT}/ai/run/{MODEL}",
         key=at.key,
         body={"stream": True, "prompt": PROMPT},
-        num_streams=1,
-        output_tokens=2,
+        num_streams=streams,
+        output_tokens=tokens,
     )
-    return request(load, 2)
 
 
 def _generate(at: Bed) -> wire.Generate:
