@@ -16,9 +16,9 @@ import msgspec
 from edge.checks import BadField, Fields, mismatch, shown
 from routing.wire import Grammar
 
-_MOST_CHARS = 64 << 10  # of a schema as JSON, an expression, a grammar, and choices
+MOST_CHARS = 64 << 10  # of a schema as JSON, an expression, a grammar, and choices
 _MOST_DEPTH = 64  # of arrays and objects in each other
-_MOST_CHOICES = 1024
+MOST_CHOICES = 1024
 # Members of OpenAI's envelope. `schema` is no keyword of JSON Schema; the others are, or may be.
 _ENVELOPE = frozenset({"name", "description", "schema", "strict"})
 
@@ -92,8 +92,8 @@ def _guided_choice(body: Fields, name: str) -> Grammar | None:
     choices, at = body.array(name), body.at(name)
     if not choices:
         return None
-    if len(choices) > _MOST_CHOICES:
-        raise BadField(at, f"'{at}' must have <= {_MOST_CHOICES} items, got {len(choices)}")
+    if len(choices) > MOST_CHOICES:
+        raise BadField(at, f"'{at}' must have <= {MOST_CHOICES} items, got {len(choices)}")
     for n, text in enumerate(choices):
         if not isinstance(text, str):
             raise mismatch(f"{at}/{n}", text, "string")
@@ -141,8 +141,8 @@ def _encoded(at: str, value: Any) -> str:
 
 
 def _check_length(at: str, text: str) -> None:
-    if len(text) > _MOST_CHARS:
-        raise BadField(at, f"Length of '{at}' must be <= {_MOST_CHARS}, got {len(text)}")
+    if len(text) > MOST_CHARS:
+        raise BadField(at, f"Length of '{at}' must be <= {MOST_CHARS}, got {len(text)}")
 
 
 def _is_deeper(value: Any, most: int) -> bool:

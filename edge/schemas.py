@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from edge.formats import MOST_CHARS, MOST_CHOICES
 from edge.options import ANTHROPIC, MAX_BIASES, MAX_STOP_CHARS, MAX_STOPS, NATIVE, OPENAI, Range
 from edge.thinking import EFFORTS, MOST_ARGS
 from edge.tools import MOST_TOOLS, NAME
@@ -96,6 +97,8 @@ MESSAGE = {
 MESSAGES = _list(MESSAGE, minItems=1)
 _CONTENT_PARTS = {"anyOf": [TEXT, _list(_obj({"type": TEXT, "text": TEXT}, "type"))]}
 
+_OPTIONS = _obj({"rejectIfBusy": FLAG})
+_SOURCE = TEXT | {"maxLength": MOST_CHARS}
 # What rides along with a prompt on every route.
 _COMMON: Mapping[str, Schema] = {
     "stream": FLAG | {"description": "Answer with server-sent events as the text is made."},
@@ -108,9 +111,14 @@ _COMMON: Mapping[str, Schema] = {
         "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
     },
     "response_format": RESPONSE_FORMAT,
+    # After vLLM's; one of these and of `response_format`.
+    "guided_json": {"anyOf": [{"type": "object"}, _SOURCE]},
+    "guided_regex": _SOURCE,
+    "guided_choice": _list(TEXT | {"minLength": 1}, maxItems=MOST_CHOICES),
+    "guided_grammar": _SOURCE,
     "speculative": FLAG,
     "ignore_eos": FLAG,
-    "options": _obj({"rejectIfBusy": FLAG}),
+    "options": _OPTIONS,
 }
 _CHAT: Mapping[str, Schema] = {
     "tools": _list(TOOL, maxItems=MOST_TOOLS),
@@ -240,6 +248,8 @@ RESPONSES_INPUT: Schema = _obj(
         },
         "truncation": {"enum": ["auto", "disabled"]},
         "user": TEXT,
+        "models": FALLBACKS,
+        "options": _OPTIONS,
     },
     "model",
     "input",
@@ -276,7 +286,18 @@ MESSAGES_INPUT: Schema = _obj(
         "stream": FLAG,
         "stop_sequences": _list(_STOP, maxItems=MAX_STOPS),
         "thinking": _obj({"type": TEXT}, "type"),
+        "output_config": _obj(
+            {
+                "format": _obj(
+                    {"type": {"const": "json_schema"}, "schema": {"type": "object"}},
+                    "type",
+                    "schema",
+                )
+            }
+        ),
         "metadata": {"type": "object"},
+        "models": FALLBACKS,
+        "options": _OPTIONS,
     },
     "model",
     "max_tokens",
@@ -284,13 +305,15 @@ MESSAGES_INPUT: Schema = _obj(
 )
 _TEXTS = {"anyOf": [_WORDS, _list(_WORDS, minItems=1, maxItems=100)]}
 _POOLING = {"enum": ["mean", "cls"]}
-_EMBED = _obj({"text": _TEXTS, "pooling": _POOLING}, "text")
+_EMBED = _obj({"text": _TEXTS, "pooling": _POOLING, "options": _OPTIONS}, "text")
 _CONTEXT = _obj({"text": TEXT | {"minLength": 1}}, "text")
 _RERANK = _obj(
     {
         "query": TEXT | {"minLength": 1},
         "contexts": _list(_CONTEXT, minItems=1, maxItems=99),
         "top_k": {"type": "integer", "minimum": 1},
+        "pooling": _POOLING,
+        "options": _OPTIONS,
     },
     "query",
     "contexts",
@@ -310,6 +333,7 @@ EMBEDDINGS_INPUT: Schema = _obj(
         "encoding_format": {"enum": ["float", "base64"]},
         "dimensions": {"type": "integer", "minimum": 1},
         "pooling": _POOLING,
+        "options": _OPTIONS,
         "user": TEXT,
     },
     "model",

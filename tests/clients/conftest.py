@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from tests.fakes.edge_client import EdgeClient, edge_over
 from tests.fakes.saying_region import SayingRegion, assets_with, ids_of
 from tests.fakes.tool_answers import said
 from tests.fakes.tool_templates import QWEN3
+
+# LiteLLM would fetch a list of prices as it is imported.
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 
 @pytest.fixture

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,27 +10,16 @@ from typing import Any
 import pytest
 from anyio import to_thread
 
+from tests.clients.javascript import NODE, NPM, install
 from tests.fakes.counting_region import MODEL
 from tests.fakes.edge_client import ACCOUNT, EdgeClient
-
-JS = Path(__file__).parent / "js"
-NODE, NPM = shutil.which("node"), shutil.which("npm")
 
 
 @pytest.fixture(scope="module")
 def installed() -> Path:
-    """The packages of js/package.json, fetched once."""
     if NODE is None or NPM is None:
         pytest.skip("node and npm are not on the PATH")
-    with (JS / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        stamp = JS / "node_modules" / ".installed"
-        wanted = (JS / "package.json").read_text()
-        if not stamp.exists() or stamp.read_text() != wanted:
-            words = [NPM, "install", "--no-audit", "--no-fund", "--no-package-lock"]
-            subprocess.run(words, cwd=JS, check=True, capture_output=True, timeout=300)
-            stamp.write_text(wanted)
-    return JS
+    return install()
 
 
 async def heard(edge: EdgeClient, folder: Path, script: str = "clients.mjs") -> dict[str, Any]:

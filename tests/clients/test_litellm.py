@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import AsyncIterator
 
-import aiohttp
 import litellm
 import pytest
 
+from tests.clients.frameworks import close_sessions
 from tests.fakes.counting_region import MODEL
 from tests.fakes.edge_client import EdgeClient
 
@@ -19,11 +18,8 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 @pytest.fixture(autouse=True)
 async def sessions_closed() -> AsyncIterator[None]:
-    """It leaves its sessions open, which Python would report in whatever test it collects them."""
     yield
-    for thing in gc.get_objects():
-        if isinstance(thing, aiohttp.ClientSession):
-            await thing.close()
+    await close_sessions()
 
 
 @pytest.mark.parametrize("tail", ["/v1", "/run"])
