@@ -46,7 +46,10 @@ def listening_socket(host: str, port: int, fd: int | None = None) -> socket.sock
     else:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=2048)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; its connections inherit it
+    # Its connections inherit what is set here. asyncio sets this one where it knows a socket's
+    # protocol, which it does not of a new one's: head and body of an answer would be 40 ms apart.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * DEAD_PEER_S)
     return listener
 

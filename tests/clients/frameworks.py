@@ -78,6 +78,9 @@ class LangChain(Sender):
     def sends(cls, row: Row) -> bool:
         return super().sends(row) and not row.of_answer and "prompt" not in row.body
 
+    async def __aexit__(self, *_: object) -> None:
+        gc.collect()  # it leaves its connections to the collector
+
     async def ask(self, route: Route, body: dict[str, Any]) -> Any:
         fields = dict(body)
         messages, tools = fields.pop("messages"), fields.pop("tools", None)

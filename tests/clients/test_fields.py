@@ -5,7 +5,8 @@ One cell is `pytest "tests/clients/test_fields.py::test_a_field[chat-seed-openai
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.fakes.saying_region import assets_with
 
 # LangChain's and LiteLLM's own modules warn.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(400)]
+Senders = Callable[[type[Sender]], Awaitable[Sender]]
 README = Path(__file__).parents[2] / "edge" / "README.md"
 
 
@@ -46,20 +48,26 @@ async def edge(
 
 
 @pytest.fixture(scope="module")
-async def sender(edge: EdgeClient, request: pytest.FixtureRequest) -> AsyncIterator[Sender]:
-    kind: type[Sender] = request.param
+async def senders(edge: EdgeClient) -> AsyncIterator[Senders]:
+    made: dict[type[Sender], Sender] = {}
+
+    async def sender(kind: type[Sender]) -> Sender:
+        """Each is set up once, and only where it is asked for."""
+        if kind not in made:
+            made[kind] = await stack.enter_async_context(kind(edge))
+        return made[kind]
+
+    async with AsyncExitStack() as stack:
+        yield sender
+
+
+@pytest.mark.parametrize(("row", "kind"), [pytest.param(*cell, id=name(*cell)) for cell in CELLS])
+async def test_a_field(
+    row: Row, kind: type[Sender], senders: Senders, regions: list[CountingRegion]
+) -> None:
     if issubclass(kind, JavaScript) and (NODE is None or NPM is None):
         pytest.skip("node and npm are not on the PATH")
-    async with kind(edge) as client:
-        yield client
-
-
-@pytest.mark.parametrize(
-    ("row", "sender"),
-    [pytest.param(*cell, id=name(*cell)) for cell in CELLS],
-    indirect=["sender"],
-)
-async def test_a_field(row: Row, sender: Sender, regions: list[CountingRegion]) -> None:
+    sender = await senders(kind)
     text, vectors = regions
     text.asked.clear()
     vectors.embeds.clear()

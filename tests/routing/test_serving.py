@@ -167,3 +167,12 @@ def test_an_address_is_that_of_the_socket() -> None:
         assert address(listener) == f"http://127.0.0.1:{port}"
         with listening_socket("ignored", 0, fd=listener.detach()) as inherited:
             assert inherited.getsockname()[1] == port
+
+
+def test_an_answer_does_not_wait_for_the_client_to_confirm_its_head() -> None:
+    """Nagle's algorithm and delayed acknowledgements would make it 40 ms."""
+    with listening_socket("127.0.0.1", 0) as listener:
+        client = socket.create_connection(listener.getsockname())
+        server, _ = listener.accept()
+        with client, server:
+            assert server.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
