@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from edge import completions, embeddings, openai, responses_run
+from edge import completions, embeddings, openai, responses, responses_run
 from edge.allowance import Allowance
 from edge.api import Api
 from edge.auth import Verifier
@@ -115,7 +115,7 @@ class _Parts:
         pages = Pages(watch=self.watch, verifier=verifier, catalogue=self.catalogue)
         return [
             *_run_routes(service, self.stored, self._task_of),
-            *_response_routes(service, self.responses),
+            *_response_routes(service, self.stored, self.responses),
             *(self.stored.routes(AI, V1S) if self.stored else ()),
             Route(f"{AI}/usage", usage.get),
             *_operator_routes(service, self.watch, self.metrics),
@@ -177,6 +177,9 @@ def _parts(settings: Settings, drain: Drain) -> _Parts:
         allowance=_allowance(settings, prices),
         drain=drain,
     )
+    stored = _stored(store, service, logs)
+    if stored is not None:
+        metrics.keep(stored)
     return _Parts(
         settings=settings,
         client=client,
@@ -188,7 +191,7 @@ def _parts(settings: Settings, drain: Drain) -> _Parts:
         catalogue=catalogue,
         prices=prices,
         service=service,
-        stored=_stored(store, service, logs),
+        stored=stored,
         responses=ResponsesStore(store, unix_time),
     )
 
@@ -209,17 +212,27 @@ def _run_routes(
         posts[f"{v1}/messages"] = Anthropic()
 
     def endpoint(api: Api) -> ASGIApp:
-        run = Run(service, api)
-        if stored is None:
-            return run
-        return stored.around(run, api.route, api.parse if api is native else None)
+        queued = api if isinstance(api, Native) else None
+        return _around(stored)(Run(service, api), api.route, queued)
 
     return [Route(path, endpoint(api), methods=["POST"]) for path, api in posts.items()]
 
 
-def _response_routes(service: Service, store: ResponsesStore) -> list[Route]:
-    made = (count_routes, responses_run.routes)
-    return [route for routes in made for v1 in V1S for route in routes(v1, service, store)]
+def _response_routes(service: Service, stored: Stored | None, store: ResponsesStore) -> list[Route]:
+    around = _around(stored)
+    return [
+        route
+        for v1 in V1S
+        for route in (
+            *count_routes(v1, service, store),
+            *responses_run.routes(v1, service, store, around),
+        )
+    ]
+
+
+def _around(stored: Stored | None) -> Callable[..., ASGIApp]:
+    """What goes around endpoints that run a model: nothing, where nothing is stored."""
+    return (lambda endpoint, *_: endpoint) if stored is None else stored.around
 
 
 def _stored(store: Store | None, service: Service, logs: RequestLogs | None) -> Stored | None:
@@ -229,6 +242,7 @@ def _stored(store: Store | None, service: Service, logs: RequestLogs | None) -> 
         "/v1/chat/completions": openai.parse,
         "/v1/completions": completions.parse,
         "/v1/embeddings": embeddings.parse,
+        "/v1/responses": responses.parse,
     }
     return Stored(store, service, logs, unix_time, checks)
 

@@ -71,6 +71,7 @@ class Ask:
     include_usage: bool = False  # OpenAI's stream_options.include_usage
     stops: tuple[str, ...] = ()
     grammar: Grammar | None = None
+    grammar_at: str = ""  # which field asked for it
     reject_if_busy: bool = False  # refuse what could not begin at once
     tools: ToolAsk = field(default_factory=ToolAsk)
     template_args: tuple[tuple[str, Scalar], ...] = ()  # more that the chat template is given

@@ -17,6 +17,7 @@ ENDPOINTS = {
     "/v1/chat/completions": "v1/chat/completions",
     "/v1/completions": "v1/completions",
     "/v1/embeddings": "v1/embeddings",
+    "/v1/responses": "v1/responses",
 }
 
 MOST_REQUESTS = 50_000

@@ -6,6 +6,7 @@ HTTP nor how either API spells things.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -289,11 +290,19 @@ class Walk:
         return upstream.generate(self._watch, choose, prepared.request, max_tries=max_tries)
 
 
+_OF_GRAMMAR = re.compile(
+    "AiError: Bad input: Error: '/(?:response_format|guided_)[^']*'(.*)", re.DOTALL
+)
+
+
 def _named(failure: Failure, ask: Ask) -> Failure:
-    """Engines see a grammar, and not that it was made here of the client's tools."""
-    if failure.code is not Code.BAD_INPUT or not ask.tools.forced:
+    """Engines see a grammar, and not in which field the client asked for it, or that it was made
+    here of tools."""
+    found = _OF_GRAMMAR.fullmatch(failure.detail)
+    if failure.code is not Code.BAD_INPUT or found is None:
         return failure
-    return Failure(failure.code, failure.detail.replace("'/guided_grammar'", "'/tools'"))
+    at = "/tools" if ask.tools.forced or not ask.grammar_at else ask.grammar_at
+    return BadField(at, f"'{at}'{found[1]}")
 
 
 def _room(ask: Ask, num_prompt: int, window: int, default: int) -> int:

@@ -39,6 +39,7 @@ def parse(body: bytes) -> Ask:
     if echo and logprobs is not None:
         raise BadField("/echo", "'/echo': log probabilities are given of what is made only")
     stream_options = fields.fields("stream_options") or Fields({}, "/stream_options")
+    grammar, grammar_at = formats.asked(fields)
     common = Ask(
         model=model,
         raw=True,
@@ -48,7 +49,8 @@ def parse(body: bytes) -> Ask:
         stream=fields.flag("stream") or False,
         include_usage=stream_options.flag("include_usage") or False,
         stops=options.stops(fields),
-        grammar=formats.grammar(fields),
+        grammar=grammar,
+        grammar_at=grammar_at,
         sampling=options.sampling(fields, options.OPENAI, logprobs),
     )
     asks = [replace(common, **prompt) for prompt in _prompts(fields, echo=echo)]

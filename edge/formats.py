@@ -19,21 +19,28 @@ from routing.wire import Grammar
 MOST_CHARS = 64 << 10  # of a schema as JSON, an expression, a grammar, and choices
 _MOST_DEPTH = 64  # of arrays and objects in each other
 MOST_CHOICES = 1024
+_FORMAT = "response_format"
 # Members of OpenAI's envelope. `schema` is no keyword of JSON Schema; the others are, or may be.
 _ENVELOPE = frozenset({"name", "description", "schema", "strict"})
 
 
-def grammar(body: Fields) -> Grammar | None:
-    """What the answer must match; None for any text. Empty values ask for nothing."""
+def asked(body: Fields) -> tuple[Grammar | None, str]:
+    """What the answer must match, and the pointer of what says so; None and "" for any text.
+
+    Empty values ask for nothing. Raises Failure(BAD_INPUT) naming the field that is wrong.
+    """
     found = {}
     for name, read in _READERS.items():
-        if (asked := read(body, name)) is not None:
-            found[name] = asked
+        if (grammar := read(body, name)) is not None:
+            found[name] = grammar
     if len(found) > 1:
         first, second, *_ = found
         says = f"'{body.at(second)}' cannot be met together with '{body.at(first)}'"
         raise BadField(body.at(second), says)
-    return next(iter(found.values()), None)
+    for name, grammar in found.items():
+        has_schema = name == _FORMAT and grammar.kind == "json_schema"
+        return grammar, body.at(name) + ("/json_schema" if has_schema else "")
+    return None, ""
 
 
 def is_json(asked: Grammar | None) -> bool:
@@ -113,7 +120,7 @@ def _guided_grammar(body: Fields, name: str) -> Grammar | None:
 
 
 _READERS: Mapping[str, Callable[[Fields, str], Grammar | None]] = {
-    "response_format": _response_format,
+    _FORMAT: _response_format,
     "guided_json": _guided_json,
     "guided_regex": _guided_regex,
     "guided_choice": _guided_choice,

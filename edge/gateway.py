@@ -29,7 +29,7 @@ _MOST_KEY_CHARS = 255
 _MOST_METADATA = 5
 _MOST_METADATA_CHARS = 1000
 _CACHE_S = 300.0  # where only a cache key is named
-_MOST_CACHE_S = 2_592_000
+MOST_CACHE_S = 2_592_000
 _MOST_BODY_BYTES = 100_000  # of a request and of an answer, that logs keep
 _INLINE_BYTES = 100_000  # about 1 ms to parse
 
@@ -144,8 +144,8 @@ def _number(headers: Headers, name: str) -> float | None:
     if text is None:
         return None
     good = text.isascii() and text.isdecimal() and len(text) < 10
-    if not good or not 1 <= int(text) <= _MOST_CACHE_S:
-        raise _bad(name, f"whole seconds from 1 to {_MOST_CACHE_S}")
+    if not good or not 1 <= int(text) <= MOST_CACHE_S:
+        raise _bad(name, f"whole seconds from 1 to {MOST_CACHE_S}")
     return float(text)
 
 

@@ -7,7 +7,7 @@ one answer is kept. The requests take the way of a client's, behind all of those
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -81,6 +81,7 @@ class JobRunner:
         self._in_flight = in_flight
         self._num_held = 0
         self._woken: anyio.Event | None = None
+        self.answered: Counter[tuple[str, str]] = Counter()  # requests: kind of job, ok or failed
         drain.listeners.add(self.wake)
 
     def wake(self) -> None:
@@ -196,6 +197,8 @@ class JobRunner:
                 held.status, body = await self._insist(partial(self._store.read, load))
                 answered = None if body is None else await self._ask(held, app, body)
             if answered is not None:
+                outcome = "ok" if answered.status == 200 else "failed"
+                self.answered[held.job.kind, outcome] += 1
                 await self._keep(_kept(held.job.id, item, answered))
 
     async def _keep(self, work: Callable[[Db], bool]) -> None:
@@ -265,6 +268,8 @@ def _kept(job: str, place: int, answered: Answered) -> Callable[[Db], bool]:
 class _Usage(Struct):
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    input_tokens: int = 0  # as Responses call them
+    output_tokens: int = 0
 
 
 class _Result(Struct):
@@ -285,4 +290,4 @@ def used(body: bytes) -> tuple[int, int]:
     except msgspec.DecodeError:
         return 0, 0
     usage = told.usage or (told.result.usage if told.result else None) or _Usage()
-    return usage.prompt_tokens, usage.completion_tokens
+    return usage.prompt_tokens + usage.input_tokens, usage.completion_tokens + usage.output_tokens

@@ -21,8 +21,10 @@ def chosen(like_chat: Fields, theirs: Mapping[str, str]) -> dict[str, Any]:
     """
     try:
         options.refuse_unsupported(like_chat)
+        grammar, at = formats.asked(like_chat)
         return {
-            "grammar": formats.grammar(like_chat),
+            "grammar": grammar,
+            "grammar_at": _named(at, theirs),
             "tools": tools.tools(like_chat),
             "template_args": thinking.template_args(like_chat),
             "fallbacks": models_of(like_chat)[1:],
@@ -33,7 +35,11 @@ def chosen(like_chat: Fields, theirs: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _renamed(bad: BadField, theirs: Mapping[str, str]) -> BadField:
-    for ours, name in theirs.items():
-        bad.pointer = bad.pointer.replace(ours, name)
-        bad.detail = bad.detail.replace(ours, name)
+    bad.pointer, bad.detail = _named(bad.pointer, theirs), _named(bad.detail, theirs)
     return bad
+
+
+def _named(text: str, theirs: Mapping[str, str]) -> str:
+    for ours, name in theirs.items():
+        text = text.replace(ours, name)
+    return text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -79,6 +79,19 @@ class Behind(Protocol):
     def num_lost(self) -> int: ...
 
 
+class Keeping(Protocol):
+    """What the store and what stands on it count. `edge.stored.Stored` is one."""
+
+    @property
+    def store_calls(self) -> Mapping[str, int]: ...
+    @property
+    def store_busy_s(self) -> float: ...
+    @property
+    def job_requests(self) -> Mapping[tuple[str, str], int]: ...
+    @property
+    def webhook_calls(self) -> Mapping[str, int]: ...
+
+
 class Metrics:
     def __init__(self, watch: Watch, ledger: Behind | None = None) -> None:
         self._registry = CollectorRegistry()
@@ -98,6 +111,12 @@ class Metrics:
             "edgefire_edge_failed_tries",
             "Tries of a region that came to nothing, by why.",
             ["outcome"],
+            registry=self._registry,
+        )
+        self._cached = Counter(
+            "edgefire_edge_cached",
+            "Answers told again, from the cache or by their idempotency key.",
+            ["route"],
             registry=self._registry,
         )
         self._tokens = Counter(
@@ -130,6 +149,10 @@ class Metrics:
             self._registry.register(_Ledger(ledger))
         self.num_in_flight = 0
 
+    def keep(self, kept: Keeping) -> None:
+        """Tell what it counts, too."""
+        self._registry.register(_Kept(kept))
+
     def began(self) -> None:
         self.num_in_flight += 1
         self._in_flight.set(self.num_in_flight)
@@ -140,6 +163,8 @@ class Metrics:
         self._in_flight.set(self.num_in_flight)
         model = record.served_model or ""
         self._requests.labels(record.route, model, record.outcome).inc()
+        if record.cached:
+            self._cached.labels(record.route).inc()
         for failure in record.tries.failures:
             self._tries.labels(failure.code.value).inc()
         if record.region:
@@ -211,6 +236,28 @@ class _Ledger(Collector):
         )
 
 
+class _Kept(Collector):
+    """The store and its work, looked up when asked for."""
+
+    def __init__(self, kept: Keeping) -> None:
+        self._kept = kept
+
+    def collect(self) -> Iterator[Metric]:
+        kept = self._kept
+        calls = [([outcome], count) for outcome, count in kept.store_calls.items()]
+        yield _counter("store_calls", "Calls of the store: ok, refused, away.", ["outcome"], calls)
+        yield CounterMetricFamily(
+            "edgefire_edge_store_busy_seconds",
+            "What all calls of the store took, with their waits.",
+            value=kept.store_busy_s,
+        )
+        says = "Requests of jobs answered: ok, failed."
+        yield _counter("job_requests", says, ["kind", "outcome"], kept.job_requests.items())
+        calls = [([outcome], count) for outcome, count in kept.webhook_calls.items()]
+        says = "Calls of webhooks: taken, again, given_up."
+        yield _counter("webhook_calls", says, ["outcome"], calls)
+
+
 _OPENNESS = {State.CLOSED: 0.0, State.HALF_OPEN: 0.5, State.OPEN: 1.0}
 
 
@@ -218,6 +265,15 @@ def _gauge(name: str, says: str, values: Iterable[tuple[str, float]]) -> GaugeMe
     family = GaugeMetricFamily(f"edgefire_edge_region_{name}", says, labels=["region"])
     for region, value in values:
         family.add_metric([region], value)
+    return family
+
+
+def _counter(
+    name: str, says: str, labels: list[str], values: Iterable[tuple[Sequence[str], int]]
+) -> CounterMetricFamily:
+    family = CounterMetricFamily(f"edgefire_edge_{name}", says, labels=labels)
+    for label, count in values:
+        family.add_metric(label, count)
     return family
 
 

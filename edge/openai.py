@@ -54,6 +54,7 @@ def parse(body: bytes) -> Ask:
         raise BadField("/messages", required("", "messages"))
     options.refuse_unsupported(fields)
     stream_options = fields.fields("stream_options") or Fields({}, "/stream_options")
+    grammar, grammar_at = formats.asked(fields)
     ask = Ask(
         model=model,
         messages=turns,
@@ -61,7 +62,8 @@ def parse(body: bytes) -> Ask:
         stream=fields.flag("stream") or False,
         include_usage=stream_options.flag("include_usage") or False,
         stops=options.stops(fields),
-        grammar=formats.grammar(fields),
+        grammar=grammar,
+        grammar_at=grammar_at,
         reject_if_busy=options.rejects_if_busy(fields),
         tools=tools.tools(fields),
         template_args=thinking.template_args(fields),

@@ -2,45 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from edge import schemas
-from edge.schemas import Schema, nullable
+from edge import openapi_store, schemas
+from edge.openapi_parts import (
+    DATE,
+    NUMBER,
+    OBJECT,
+    Operation,
+    enveloped,
+    path_parameters,
+    with_body,
+    without_body,
+)
+from edge.openapi_store import GATEWAY, GATEWAY_CODES, QUEUE, QUEUED
+from edge.schemas import Schema
 from routing.errors import Code
 
 NATIVE = "/client/v4/accounts/{account_id}/ai"
 V1S = (f"{NATIVE}/v1", "/v1")
-_REFUSALS = (
-    Code.BAD_INPUT,
-    Code.UNAUTHENTICATED,
-    Code.NO_ROUTE,
-    Code.TIMEOUT,
-    Code.TOO_LARGE,
-    Code.NO_CAPACITY,
-    Code.INTERNAL,
-    Code.UNAVAILABLE,
-)
-_ERROR: Schema = {
-    "type": "object",
-    "required": ["result", "success", "errors", "messages"],
-    "properties": {
-        "result": {"type": "null"},
-        "success": {"const": False},
-        "errors": {
-            "type": "array",
-            "minItems": 1,
-            "items": {
-                "type": "object",
-                "required": ["code", "message"],
-                "properties": {"code": {"type": "integer"}, "message": {"type": "string"}},
-            },
-        },
-        "messages": {"type": "array"},
-        "error": {"type": "object", "description": "OpenAI's error object, on /v1 routes."},
-    },
-}
 
 _ANTHROPIC_ERROR: Schema = {
     "type": "object",
@@ -57,41 +38,13 @@ _ANTHROPIC_ERROR: Schema = {
 
 
 def document() -> dict[str, Any]:
-    chat, completion = schemas.CHAT_INPUT, schemas.COMPLETION_INPUT
-    native: Schema = {"oneOf": [schemas.GENERATION_INPUT, schemas.EMBEDDING_INPUT]}
-    result = _enveloped({"anyOf": [schemas.GENERATION_OUTPUT, schemas.EMBEDDING_OUTPUT]})
-    envelope: Schema = {
-        "type": "object",
-        "required": ["model", "input"],
-        "properties": {"model": schemas.TEXT, "input": native},
-    }
-    paths: dict[str, Any] = {
-        f"{NATIVE}/run/{{model}}": {"post": _post("Run a model.", native, result)},
-        f"{NATIVE}/run": {"post": _post("Run the model that the body names.", envelope, result)},
-    }
+    paths = _native() | openapi_store.of_account(NATIVE)
     for v1 in V1S:
-        paths[f"{v1}/chat/completions"] = {"post": _post("OpenAI chat.", chat, _OBJECT)}
-        paths[f"{v1}/completions"] = {"post": _post("OpenAI completions.", completion, _OBJECT)}
-        vectors = _post("OpenAI embeddings.", schemas.EMBEDDINGS_INPUT, _OBJECT)
-        paths[f"{v1}/embeddings"] = {"post": vectors}
-        paths |= _later_apis(v1)
-        paths[f"{v1}/models"] = {"get": _get("Models, as OpenAI lists them.", _OBJECT)}
-        paths[f"{v1}/models/{{model}}"] = {"get": _get("One model.", _OBJECT)}
-    page = {"page": _NUMBER | {"maximum": 1_000_000}, "per_page": _NUMBER | {"maximum": 100}}
-    words = {"search": schemas.TEXT, "author": schemas.TEXT, "task": schemas.TEXT}
-    listed = _enveloped({"type": "array", "items": {"type": "object"}})
-    for path, says, query in (
-        ("/models/search", "Models that are served now.", words | page),
-        ("/tasks/search", "What models are for.", page),
-        ("/authors/search", "Who made models.", page),
-    ):
-        paths[NATIVE + path] = {"get": _get(says, listed, query)}
-    schema = _get("What a model takes and gives.", _enveloped(_OBJECT), {"model": schemas.TEXT})
-    paths[f"{NATIVE}/models/schema"] = {"get": schema}
-    paths[f"{NATIVE}/usage"] = {"get": _usage(listed, page)}
+        paths |= _openai(v1) | _later_apis(v1) | openapi_store.of_v1(v1)
+    paths |= _listings()
     for path, methods in paths.items():
         for operation in methods.values():
-            operation["parameters"] += _path_parameters(path)
+            operation["parameters"] += path_parameters(path)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Edgefire", "version": version("edgefire"), "license": _LICENCE},
@@ -101,100 +54,94 @@ def document() -> dict[str, Any]:
     }
 
 
+def _native() -> dict[str, Any]:
+    taken: Schema = {"oneOf": [schemas.GENERATION_INPUT, schemas.EMBEDDING_INPUT]}
+    given = {"anyOf": [schemas.GENERATION_OUTPUT, schemas.EMBEDDING_OUTPUT, QUEUED]}
+    named: Schema = {
+        "type": "object",
+        "required": ["model", "input"],
+        "properties": {"model": schemas.TEXT, "input": taken},
+    }
+    return {
+        f"{NATIVE}/run/{{model}}": {"post": _run("Run a model.", taken, enveloped(given), QUEUE)},
+        f"{NATIVE}/run": {
+            "post": _run("Run the model that the body names.", named, enveloped(given), QUEUE)
+        },
+    }
+
+
+def _openai(v1: str) -> dict[str, Any]:
+    chat, completion, vectors = (
+        schemas.CHAT_INPUT,
+        schemas.COMPLETION_INPUT,
+        schemas.EMBEDDINGS_INPUT,
+    )
+    return {
+        f"{v1}/chat/completions": {"post": _run("OpenAI chat.", chat, OBJECT)},
+        f"{v1}/completions": {"post": _run("OpenAI completions.", completion, OBJECT)},
+        f"{v1}/embeddings": {"post": _run("OpenAI embeddings.", vectors, OBJECT)},
+        f"{v1}/models": {"get": without_body("Models, as OpenAI lists them.", OBJECT)},
+        f"{v1}/models/{{model}}": {"get": without_body("One model.", OBJECT)},
+    }
+
+
 def _later_apis(v1: str) -> dict[str, Any]:
     """OpenAI's Responses and Anthropic's Messages."""
     turn, message = schemas.RESPONSES_INPUT, schemas.MESSAGES_INPUT
-    items = _get("Its input items.", _OBJECT, {"limit": _NUMBER, "order": schemas.ORDER})
-    stored = {
-        "get": _get("A stored response.", _OBJECT),
-        "delete": _get("Forget a stored response.", _OBJECT),
-    }
-    for operation in (items, *stored.values()):
-        operation["responses"] |= _refusals(Code.NOT_FOUND)
-    told = _refusals(error=_ANTHROPIC_ERROR)
-    counted = _post("Tokens of a prompt.", schemas.COUNT_INPUT, _OBJECT, told)
+    gone = (Code.NOT_FOUND,)
+    paging = {"limit": NUMBER, "order": schemas.ORDER, "after": schemas.TEXT}
+    counted = with_body("Tokens of a prompt.", schemas.COUNT_INPUT, OBJECT, error=_ANTHROPIC_ERROR)
     return {
-        f"{v1}/responses": {"post": _post("OpenAI responses.", turn, _OBJECT)},
-        f"{v1}/responses/{{response_id}}": stored,
-        f"{v1}/responses/{{response_id}}/input_items": {"get": items},
-        f"{v1}/responses/input_tokens": {"post": _post("Tokens of an input.", turn, _OBJECT)},
-        f"{v1}/messages": {"post": _post("Anthropic messages.", message, _OBJECT, told)},
+        f"{v1}/responses": {"post": _run("OpenAI responses.", turn, OBJECT)},
+        f"{v1}/responses/{{response_id}}": {
+            "get": without_body("A stored response.", OBJECT, more=gone),
+            "delete": without_body("Forget a stored response.", OBJECT, more=gone),
+        },
+        f"{v1}/responses/{{response_id}}/input_items": {
+            "get": without_body("Its input items.", OBJECT, paging, more=gone)
+        },
+        f"{v1}/responses/input_tokens": {"post": with_body("Tokens of an input.", turn, OBJECT)},
+        f"{v1}/messages": {
+            "post": _run("Anthropic messages.", message, OBJECT, error=_ANTHROPIC_ERROR)
+        },
         f"{v1}/messages/count_tokens": {"post": counted},
     }
 
 
-_LICENCE = {"name": "Apache-2.0"}
-_OBJECT: Schema = {"type": "object"}
-_NUMBER: Schema = {"type": "integer", "minimum": 1}
-_DATE: Schema = {"type": "string", "format": "date"}
-
-
-def _enveloped(result: Schema) -> Schema:
-    return {
-        "type": "object",
-        "required": ["result", "success", "errors", "messages"],
-        "properties": {
-            "result": nullable(result),
-            "success": {"const": True},
-            "errors": {"type": "array", "maxItems": 0},
-            "messages": {"type": "array"},
-        },
-    }
-
-
-def _post(
-    says: str, body: Schema, answer: Schema, refusals: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    content = {"application/json": {"schema": answer}, "text/event-stream": {"schema": {}}}
-    return {
-        "summary": says,
-        "parameters": [],
-        "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
-        "responses": {
-            "200": {"description": "The answer.", "content": content},
-            **(refusals or _refusals()),
-        },
-    }
-
-
-def _get(says: str, answer: Schema, query: Mapping[str, Schema] | None = None) -> dict[str, Any]:
-    parameters = [
-        {"name": name, "in": "query", "required": name == "model", "schema": schema}
-        for name, schema in (query or {}).items()
-    ]
-    content = {"application/json": {"schema": answer}}
-    return {
-        "summary": says,
-        "parameters": parameters,
-        "responses": {"200": {"description": "What was asked.", "content": content}, **_refusals()},
-    }
-
-
-def _usage(rows: Schema, page: Mapping[str, Schema]) -> dict[str, Any]:
-    query: dict[str, Schema] = {
-        "from": _DATE,
-        "to": _DATE,
+def _listings() -> dict[str, Any]:
+    page = {"page": NUMBER | {"maximum": 1_000_000}, "per_page": NUMBER | {"maximum": 100}}
+    words = {"search": schemas.TEXT, "author": schemas.TEXT, "task": schemas.TEXT}
+    listed = enveloped({"type": "array", "items": {"type": "object"}})
+    usage: dict[str, Schema] = {
+        "from": DATE,
+        "to": DATE,
         "model": schemas.TEXT,
         "group_by": {"enum": ["day", "model", "key"]},
     }
-    get = _get("What the account used, and what it cost.", rows, query | dict(page))
-    for parameter in get["parameters"]:
-        parameter["required"] = False
-    return get
-
-
-def _refusals(*more: Code, error: Schema = _ERROR) -> dict[str, Any]:
-    content = {"application/json": {"schema": error}}
-    by_status = {str(code.meaning.status): code for code in (*_REFUSALS, *more)}
-    return {
-        status: {"description": f"Code {code.meaning.public}.", "content": content}
-        for status, code in by_status.items()
+    schema = without_body(
+        "What a model takes and gives.", enveloped(OBJECT), {"model": schemas.TEXT}, needs=["model"]
+    )
+    made = {
+        "/models/search": without_body("Models that are served now.", listed, words | page),
+        "/models/schema": schema,
+        "/tasks/search": without_body("What models are for.", listed, page),
+        "/authors/search": without_body("Who made models.", listed, page),
+        "/usage": without_body("What the account used, and what it cost.", listed, usage | page),
+        "/v1/regions": without_body("Each region as this edge sees it.", listed),
     }
+    return {NATIVE + path: {"get": operation} for path, operation in made.items()}
 
 
-def _path_parameters(path: str) -> list[dict[str, Any]]:
-    names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
-    return [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-        for name in names
-    ]
+_LICENCE = {"name": "Apache-2.0"}
+
+
+def _run(
+    says: str,
+    body: Schema,
+    answer: Schema,
+    parameters: list[Operation] | None = None,
+    **more: Any,
+) -> Operation:
+    """A request that runs a model."""
+    made = with_body(says, body, answer, streams=True, more=GATEWAY_CODES, **more)
+    return made | {"parameters": [*GATEWAY, *(parameters or ())]}

@@ -1,4 +1,5 @@
-"""Asynchronous requests of the native API: `POST /ai/run/{model}?queueRequest=true`.
+"""Asynchronous requests of the native API: `POST /ai/run/{model}?queueRequest=true`, or without
+the model in its address.
 
 One body queues many requests, or one; a body that holds a request id asks how it stands. What would
 be refused when asked alone is refused when it is queued, as a whole.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
 import msgspec
@@ -36,40 +37,51 @@ from routing.errors import Code, Failure
 DEADLINE_S = 86_400.0  # that a job has for its requests
 MOST_JOBS = 100  # of one account that are not done
 _MOST_REFERENCE_CHARS = 1000
+_ID = "request_id"
+
+
+class Queueable(Protocol):
+    """How a route's bodies are read."""
+
+    def opened(self, fields: Fields, scope: Scope) -> tuple[Fields, str]:
+        """What the model is given, and which model. Raises Failure(BAD_INPUT)."""
+
+    def check(self, body: bytes, model: str) -> object:
+        """Refuse what the model would not be given. Raises Failure(BAD_INPUT)."""
 
 
 class Queue:
-    """An ASGI endpoint. `check` refuses what a request's own route would; `wake` says that there
-    is something to do."""
+    """An ASGI endpoint of requests to another route; `wake` says that there is something to do."""
 
     def __init__(
         self,
         ground: Ground,
         walk: Walk,
-        check: Callable[[bytes, Scope], object],
+        route: Queueable,
         wake: Callable[[], None],
     ) -> None:
         self._ground = ground
         self._walk = walk
-        self._check = check
+        self._route = route
         self._wake = wake
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request, ground = Request(scope, receive), self._ground
         tenant = ground.tenant(scope, request.headers, "queue")
-        model = str(scope["path_params"]["model"])
         body = await ground.body(request)
-        fields = await to_thread.run_sync(read, body)
-        if fields.has("request_id"):
+        whole = await to_thread.run_sync(read, body)
+        fields, model = (whole, "") if whole.has(_ID) else self._route.opened(whole, scope)
+        if fields.has(_ID):
             record_of(scope).logged = False  # they are many
-            response = await self._stands(tenant, fields.text("request_id") or "")
+            response = await self._stands(tenant, fields.text(_ID) or "")
         else:
             record_of(scope).model = model[:128]
             with ground.drain.until_cut():
                 await self._walk.wait_settled()
                 await self._walk.wait_served(model)
-            webhook = fields.text("webhook") or request.query_params.get("webhook") or ""
-            read_all = partial(_requests, fields, lambda body: self._check(body, scope))
+            said = whole.text("webhook") or fields.text("webhook")
+            webhook = said or request.query_params.get("webhook") or ""
+            read_all = partial(_requests, fields, lambda body: self._route.check(body, model))
             asked = await to_thread.run_sync(read_all)
             response = await self._add(tenant, model, asked, webhook)
         await response(scope, receive, send)
@@ -99,7 +111,7 @@ class Queue:
     async def _stands(self, tenant: Tenant, job: str) -> Response:
         body = await self._ground.store.read(partial(_stands, account=tenant.account, job=job))
         if body is None:
-            raise no_such("request_id", job)
+            raise no_such(_ID, job)
         return Response(body, media_type=JSON)
 
 
@@ -133,14 +145,14 @@ def _add(db: Db, job: Job, asked: list[tuple[str | None, bytes]]) -> None:
 
 def _requests(fields: Fields, check: Check) -> list[tuple[str | None, bytes]]:
     """Reference and body of each; the first that is wrong is named."""
-    many = fields.array("requests")
+    many, at = fields.array("requests"), fields.at("requests")
     if many is None:
         alone = {name: value for name, value in fields.items() if name != "webhook"}
-        return [_request(alone, "", check)]
+        return [_request(alone, fields.at(), check)]
     if not 1 <= len(many) <= MOST_REQUESTS:
-        says = f"'/requests' must have 1 to {MOST_REQUESTS} items, got {len(many)}"
-        raise BadField("/requests", says)
-    return [_request(value, f"/requests/{at}", check) for at, value in enumerate(many)]
+        says = f"'{at}' must have 1 to {MOST_REQUESTS} items, got {len(many)}"
+        raise BadField(at, says)
+    return [_request(value, f"{at}/{n}", check) for n, value in enumerate(many)]
 
 
 def _request(value: Any, pointer: str, check: Check) -> tuple[str | None, bytes]:

@@ -15,7 +15,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Scope
+from starlette.types import ASGIApp, Scope
 
 from edge import responses
 from edge.api import Api
@@ -120,8 +120,11 @@ def _named(item: Item, at: int, request_id: str) -> Item:
     return {"id": f"{prefix}_{request_id}_in{at}"} | item
 
 
-def routes(prefix: str, service: Service, store: ResponsesStore) -> list[Route]:
-    """`prefix`: the path up to /responses."""
+def routes(
+    prefix: str, service: Service, store: ResponsesStore, around: Callable[[ASGIApp, str], ASGIApp]
+) -> list[Route]:
+    """`prefix`: the path up to /responses. `around`: what goes around an endpoint that runs a
+    model, by its route as in logs."""
     base = f"{prefix}/responses"
 
     async def found(request: Request) -> tuple[str, Stored]:
@@ -146,7 +149,7 @@ def routes(prefix: str, service: Service, store: ResponsesStore) -> list[Route]:
         return _json(_page(stored.input, request.query_params))
 
     return [
-        Route(base, RunResponses(service, store), methods=["POST"]),
+        Route(base, around(RunResponses(service, store), Responses.route), methods=["POST"]),
         Route(f"{base}/{{response_id}}", _of_method(retrieve, delete), methods=["GET", "DELETE"]),
         Route(f"{base}/{{response_id}}/input_items", input_items, methods=["GET"]),
     ]

@@ -59,8 +59,16 @@ class Native(Api):
         # Some clients send %2F for the slashes of a model: the server has decoded the path.
         return str(scope["path_params"]["model"])
 
+    def opened(self, fields: Fields, scope: Scope) -> tuple[Fields, str]:
+        """What the model is given, and which model. Raises Failure(BAD_INPUT)."""
+        return fields, str(scope["path_params"]["model"])
+
     def parse(self, body: bytes, scope: Scope) -> Ask | EmbedAsk:
-        return self._parsed(read(body), str(scope["path_params"]["model"]))
+        return self._parsed(*self.opened(read(body), scope))
+
+    def check(self, body: bytes, model: str) -> Ask | EmbedAsk:
+        """What is asked of `model`, however a request names it. Raises Failure(BAD_INPUT)."""
+        return self._parsed(read(body), model)
 
     def answer(self, ask: Ask, request_id: str) -> Spelled:
         return workers_ai.Answer(is_json=formats.is_json(ask.grammar))
@@ -86,8 +94,8 @@ class Enveloped(Native):
     def model(self, scope: Scope) -> str | None:
         return None
 
-    def parse(self, body: bytes, scope: Scope) -> Ask | EmbedAsk:
-        return self._parsed(*workers_ai.opened(read(body)))
+    def opened(self, fields: Fields, scope: Scope) -> tuple[Fields, str]:
+        return workers_ai.opened(fields)
 
 
 class OpenAI(Api):

@@ -221,6 +221,12 @@ _ITEM = {
         _obj({"type": {"const": "item_reference"}, "id": TEXT}, "id"),
     ]
 }
+METADATA: Schema = {
+    "type": "object",
+    "maxProperties": 16,
+    "propertyNames": {"maxLength": 64},
+    "additionalProperties": TEXT | {"maxLength": 512},
+}
 RESPONSES_INPUT: Schema = _obj(
     {
         "model": TEXT,
@@ -241,11 +247,7 @@ RESPONSES_INPUT: Schema = _obj(
             {"format": _obj({"type": {"enum": ["text", "json_object", "json_schema"]}}, "type")}
         ),
         "reasoning": _obj({"effort": TEXT, "summary": TEXT}),
-        "metadata": {
-            "type": "object",
-            "maxProperties": 16,
-            "additionalProperties": TEXT | {"maxLength": 512},
-        },
+        "metadata": METADATA,
         "truncation": {"enum": ["auto", "disabled"]},
         "user": TEXT,
         "models": FALLBACKS,

@@ -12,6 +12,7 @@ import os
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from errno import EACCES
@@ -58,6 +59,8 @@ class Store:
         self._making = threading.Lock()
         self._idle: list[tuple[Db, int]] = []  # with the inode of its file
         self._away_until = float("-inf")
+        self.calls: Counter[str] = Counter()  # ended, by how: ok, refused, away
+        self.busy_s = 0.0  # that they took together, with their waits
         try:
             self._idle.append(self._open())
         except sqlite3.OperationalError as exc:
@@ -80,6 +83,21 @@ class Store:
             self._idle.pop()[0].close()
 
     async def _call(self, work: Callable[[float], T]) -> T:
+        started, outcome = time.monotonic(), "away"
+        try:
+            made = await self._try(work)
+            outcome = "ok"
+        except StoreAway:
+            raise
+        except Failure:  # what was asked for is not there, or not allowed
+            outcome = "refused"
+            raise
+        finally:
+            self.calls[outcome] += 1
+            self.busy_s += time.monotonic() - started
+        return made
+
+    async def _try(self, work: Callable[[float], T]) -> T:
         if time.monotonic() < self._away_until:
             raise StoreAway
         if self._limiter is None:  # it belongs to the loop that runs now

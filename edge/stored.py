@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp
 
 from edge import files, jobs, responses_store
 from edge.batch_files import BatchFiles
@@ -21,7 +21,7 @@ from edge.job_runner import JobRunner
 from edge.log_search import LogRoutes
 from edge.openai_batches import OpenAIBatches
 from edge.openai_files import OpenAIFiles
-from edge.queued import Queue, body_of
+from edge.queued import Queue, Queueable, body_of
 from edge.replies import Replies
 from edge.replies import prune as prune_replies
 from edge.request_logs import RequestLogs
@@ -77,6 +77,22 @@ class Stored:
         )
         self._replies = Replies(ground, service.clients)
 
+    @property
+    def store_calls(self) -> Mapping[str, int]:
+        return self._store.calls
+
+    @property
+    def store_busy_s(self) -> float:
+        return self._store.busy_s
+
+    @property
+    def job_requests(self) -> Mapping[tuple[str, str], int]:
+        return self._runner.answered
+
+    @property
+    def webhook_calls(self) -> Mapping[str, int]:
+        return self._webhooks.calls
+
     def routes(self, ai: str, v1s: Sequence[str]) -> list[Route]:
         openai = (OpenAIFiles(self._ground), OpenAIBatches(self._ground, self._runner.wake))
         return [
@@ -89,13 +105,13 @@ class Stored:
         self,
         endpoint: ASGIApp,
         route: str,
-        check: Callable[[bytes, Scope], object] | None = None,
+        queued: Queueable | None = None,
     ) -> ASGIApp:
-        """The endpoint with what any request may ask of the store; with `check`, requests to it
-        may be queued. `route` as in logs."""
+        """The endpoint with what any request may ask of the store; as `queued` reads them,
+        requests to it may be queued. `route` as in logs."""
         queue = None
-        if check is not None:
-            queue = Queue(self._ground, self._service.walk, check, self._runner.wake)
+        if queued is not None:
+            queue = Queue(self._ground, self._service.walk, queued, self._runner.wake)
         return Gateway(endpoint, route, self._ground, self._replies, queue)
 
     async def run(self, app: ASGIApp) -> None:

@@ -10,6 +10,7 @@ import hmac
 import logging
 import secrets
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from uuid import uuid4
@@ -60,6 +61,7 @@ class Webhooks:
         self._told = told
         self._allow_private = allow_private
         self._num_calling = 0
+        self.calls: Counter[str] = Counter()  # made, by how: taken, again, given_up
 
     async def run(self) -> None:
         """Call what is due, until cancelled."""
@@ -93,6 +95,7 @@ class Webhooks:
             is_over = why is None or body is None or hook.tries >= len(AFTER_S)
             due = None if is_over else self._clock() + AFTER_S[hook.tries]
             again = due is not None
+            self.calls["taken" if why is None else "again" if again else "given_up"] += 1
             log(logger, "webhook", job=hook.job, account=hook.account, failed=why, again=again)
             await self._store.write(partial(settle, job=hook.job, holder=holder, due=due))
         except StoreAway:

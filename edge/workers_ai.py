@@ -52,6 +52,7 @@ def parse_fields(fields: Fields, model: str) -> Ask:
     _refuse_logprobs(fields)
     if fields.integer("n", 1, 128) not in {None, 1}:
         raise BadField("/n", "'/n': several choices are given by /ai/v1/chat/completions")
+    grammar, grammar_at = formats.asked(fields)
     return Ask(
         model=model,
         messages=turns,
@@ -59,7 +60,8 @@ def parse_fields(fields: Fields, model: str) -> Ask:
         raw=raw,
         stream=fields.flag("stream") or False,
         stops=options.stops(fields),
-        grammar=formats.grammar(fields),
+        grammar=grammar,
+        grammar_at=grammar_at,
         reject_if_busy=options.rejects_if_busy(fields),
         tools=tools.tools(fields),
         template_args=thinking.template_args(fields),

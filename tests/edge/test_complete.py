@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -11,7 +12,8 @@ from edge.ask import Ask, SamplingAsk
 from edge.complete import sampling_of
 from edge.tokenizer import ModelText
 from routing import wire
-from tests.fakes.counting_region import ASSETS, MODEL, CountingRegion, running
+from routing.errors import Code, Failure
+from tests.fakes.counting_region import ASSETS, MODEL, CountingRegion, refusing, running
 from tests.fakes.edge_client import edge_over, read_all
 from tests.fakes.model_folder import END_ID
 
@@ -148,3 +150,39 @@ async def test_tenants_have_salts_of_their_own(tmp_path: Path) -> None:
             )
         assert answer.status_code == 200
         assert region.asked[0].tenant_salt != region.asked[1].tenant_salt
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+TOOL = {"type": "function", "name": "clock", "parameters": {"type": "object", "properties": {}}}
+CHAT = {"messages": [{"role": "user", "content": "A"}]}
+
+
+FORMAT = {"type": "json_schema", "name": "it", "schema": SCHEMA}
+FORCED = {**CHAT, "tools": [TOOL], "tool_choice": "required"}
+BARE = {"type": "json_schema", "json_schema": SCHEMA}
+OF_SCHEMA = "response_format/json_schema"
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "engine", "client"),
+    [
+        ("chat/completions", {**CHAT, "guided_json": SCHEMA}, OF_SCHEMA, "guided_json"),
+        ("chat/completions", {**CHAT, "guided_regex": "["}, "guided_regex", "guided_regex"),
+        ("chat/completions", {**CHAT, "response_format": BARE}, OF_SCHEMA, OF_SCHEMA),
+        ("chat/completions", FORCED, "guided_grammar", "tools"),
+        ("responses", {"input": "A", "text": {"format": FORMAT}}, OF_SCHEMA, "text/format"),
+        ("completions", {"prompt": "A", "guided_choice": ["B"]}, "guided_choice", "guided_choice"),
+    ],
+)
+async def test_what_an_engine_cannot_follow_is_named_as_the_client_has_it(
+    tmp_path: Path, path: str, fields: dict[str, Any], engine: str, client: str
+) -> None:
+    says = f"AiError: Bad input: Error: '/{engine}': no, said by '/{engine}'"
+    region = CountingRegion(started_gate=refusing(Failure(Code.BAD_INPUT, says)))
+    async with running(region), edge_over(tmp_path, [region.region]) as edge:
+        body = {"model": MODEL, **fields}
+        answer = await edge.http.post(f"{edge.ai}/v1/{path}", json=body, headers=edge.headers())
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"] == client.replace("/", ".")
+    assert f"Bad input: Error: '/{client}': no, said by" in error["message"]

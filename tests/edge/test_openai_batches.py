@@ -57,12 +57,8 @@ def lines(*rows: object) -> bytes:
 async def start(client: openai.AsyncOpenAI, content: bytes, **more: Any) -> Batch:
     file = await client.files.create(file=("in.jsonl", content), purpose="batch")
     assert file.bytes == len(content)
-    return await client.batches.create(
-        input_file_id=file.id,
-        endpoint="/v1/chat/completions",
-        completion_window="24h",
-        **more,
-    )
+    asked = {"endpoint": "/v1/chat/completions", "completion_window": "24h", **more}
+    return await client.batches.create(input_file_id=file.id, **asked)
 
 
 async def ended(client: openai.AsyncOpenAI, batch: str) -> Batch:
@@ -98,6 +94,17 @@ async def test_a_batch_from_upload_to_output(client: openai.AsyncOpenAI) -> None
     assert [it["body"]["usage"]["completion_tokens"] for it in answers] == [3, 5]
     assert len({it["request_id"] for it in answers} - {""}) == 2
     assert [row["error"] for row in rows] == [None, None]
+
+
+async def test_a_batch_of_responses(client: openai.AsyncOpenAI) -> None:
+    body = {"model": MODEL, "input": "hello", "max_output_tokens": 3}
+    row = {"custom_id": "a", "method": "POST", "url": "/v1/responses", "body": body}
+    made = await start(client, lines(row), endpoint="/v1/responses")
+    batch = await ended(client, made.id)
+    [told] = await read(client, batch.output_file_id)
+    answer = told["response"]["body"]
+    assert answer["output"][0]["content"][0]["text"] == "ABC"
+    assert (await client.responses.retrieve(answer["id"])).output_text == "ABC"
 
 
 async def test_a_file_that_holds_something_else_fails_the_batch(

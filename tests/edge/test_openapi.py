@@ -7,6 +7,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import anyio
+import httpx2
+import msgspec
 import pytest
 import schemathesis
 from anyio import to_thread
@@ -38,9 +41,33 @@ async def edge(tmp_path: Path) -> AsyncIterator[EdgeClient]:
         yield client
 
 
+async def stored(edge: EdgeClient) -> dict[str, str]:
+    """What paths name: a response, a file, a batch, a row of the logs."""
+
+    async def posted(path: str, **body: Any) -> httpx2.Response:
+        answer = await edge.http.post(f"{edge.ai}/v1/{path}", headers=edge.headers(), **body)
+        assert answer.status_code == 200, answer.text
+        return answer
+
+    turn = {"model": MODEL, "input": "hello", "max_output_tokens": 1}
+    response = await posted("responses", json=turn)
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/responses", "body": turn}
+    form: dict[str, Any] = {"file": ("in.jsonl", msgspec.json.encode(line))}
+    file = await posted("files", files=form, data={"purpose": "batch"})
+    about = {"endpoint": "/v1/responses", "completion_window": "24h"}
+    batch = await posted("batches", json={"input_file_id": file.json()["id"], **about})
+    log = response.headers["x-request-id"]
+    with anyio.fail_after(10):  # rows are written behind their requests
+        while (await edge.http.get(f"{edge.ai}/logs/{log}", headers=edge.headers())).is_error:
+            await anyio.sleep(0.05)
+    ids = {name: it.json()["id"] for name, it in (("file", file), ("batch", batch))}
+    return ids | {"log": log, "response_id": response.json()["id"]}
+
+
 def named(model: str, **more: str) -> dict[str, Any]:
     """The document, with the account and the model that there are wherever it has any text."""
     there = {"account_id": ACCOUNT, "model": model, **more}
+    there["input_file_id"] = there["file"]
     spec = document()
     for methods in spec["paths"].values():
         for operation in methods.values():
@@ -50,9 +77,10 @@ def named(model: str, **more: str) -> dict[str, Any]:
                     parameter["schema"] = {"const": known}
             body = operation.get("requestBody")
             if body is not None:
-                schema = body["content"]["application/json"]["schema"]
-                if "model" in schema.get("properties", {}):
-                    schema["properties"]["model"] = {"const": model}
+                [content] = body["content"].values()
+                schema = content["schema"]
+                for name in {"model", "input_file_id"} & schema.get("properties", {}).keys():
+                    schema["properties"][name] = {"const": there[name]}
                 _of_the_model_here(schema)
     return spec
 
@@ -73,13 +101,8 @@ def _of_the_model_here(schema: dict[str, Any]) -> None:
 async def test_an_edge_is_as_it_says(
     edge: EdgeClient, path: str, method: str, mode: GenerationMode
 ) -> None:
-    stored = await edge.http.post(
-        f"{edge.ai}/v1/responses",
-        json={"model": MODEL, "input": "hello", "max_output_tokens": 1},
-        headers=edge.headers(),
-    )
     model = VECTORS if path.endswith("/embeddings") else MODEL
-    spec = named(model, response_id=stored.json()["id"])
+    spec = named(model, **await stored(edge))
     operation = schemathesis.openapi.from_dict(spec)[path][method.upper()]
     statuses: list[int] = []
 

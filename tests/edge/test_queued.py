@@ -78,6 +78,42 @@ async def test_one_request_is_queued_too(edge: EdgeClient) -> None:
     assert (response["id"], response["result"]["response"]) == (0, "BCD")
 
 
+async def queue_by_body(edge: EdgeClient, body: object) -> httpx2.Response:
+    url = f"{edge.ai}/run?queueRequest=true"
+    return await edge.http.post(url, json=body, headers=edge.headers())
+
+
+async def test_the_route_that_names_the_model_in_its_body_queues_too(edge: EdgeClient) -> None:
+    given = {"requests": [asked("A"), asked("K")]}
+    answer = await queue_by_body(edge, {"model": MODEL, "input": given})
+    told = answer.json()["result"]
+    assert (told["status"], told["model"]) == ("queued", MODEL)
+    result = await ended(edge, told["request_id"])
+    assert [r["result"]["response"] for r in result["responses"]] == ["BCD", "LMN"]
+    for body in (
+        {"request_id": told["request_id"]},
+        {"model": MODEL, "input": {"request_id": told["request_id"]}},
+    ):
+        assert (await queue_by_body(edge, body)).json()["result"] == result
+    await edge.wait_metric("edgefire_edge_job_requests_total", 2, kind="queue", outcome="ok")
+
+
+@pytest.mark.parametrize(
+    ("given", "pointer"),
+    [
+        ({"requests": [asked("A", max_tokens=0)]}, "/input/requests/0/max_tokens"),
+        (asked("A", max_tokens=0), "/input/max_tokens"),
+        ({"requests": []}, "/input/requests"),
+    ],
+)
+async def test_what_is_wrong_there_is_named_where_it_is(
+    edge: EdgeClient, given: object, pointer: str
+) -> None:
+    answer = await queue_by_body(edge, {"model": MODEL, "input": given})
+    assert answer.status_code == 400
+    assert f"'{pointer}'" in answer.json()["errors"][0]["message"]
+
+
 @pytest.mark.parametrize(
     ("request_", "pointer"),
     [
