@@ -18,6 +18,10 @@ _ENDS = ("<|end|>", "<|call|>", "<|return|>", "<|start|>", "<|channel|>")  # of 
 class ChannelReader(Reader):
     """As `Reader`, of a row whose form is channels."""
 
+    @property
+    def can_think(self) -> bool:
+        return True
+
     def _answer(self) -> Reading[None]:
         """Messages one after the other: what is before MESSAGE says of which channel each is."""
         assert self._row is not None
@@ -41,7 +45,9 @@ class ChannelReader(Reader):
             yield from self._arguments(row)
             self.full = self._tools.most is not None and self.num_calls >= self._tools.most
         marks = Marks([*map(self._spell, _ENDS), *self._strays])
+        self.thinking = tell == self._think
         mark = yield from self._cursor.say(marks, tell)
+        self.thinking = False
         if mark not in (self._spell("<|channel|>"), self._spell("<|start|>")):
             self._cursor.at += len(mark or "")
         if tell == self._think:

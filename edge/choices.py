@@ -117,11 +117,13 @@ class Choices:
 
     def _used(self, asks: Sequence[Ask]) -> Usage:
         """Of all choices, each prompt once."""
+        every = [end.usage for end in self._ends.values()]
         first = [self._ends[at].usage for at, ask in enumerate(asks) if ask.counts_prompt]
         return Usage(
             prompt_tokens=sum(used.prompt_tokens for used in first),
-            completion_tokens=sum(end.usage.completion_tokens for end in self._ends.values()),
+            completion_tokens=sum(used.completion_tokens for used in every),
             cached_tokens=sum(used.cached_tokens for used in first),
+            reasoning_tokens=sum(used.reasoning_tokens for used in every),
         )
 
     async def _write(self, data: bytes, *, more: bool) -> None:

@@ -39,4 +39,6 @@ def usage(used: Usage) -> dict[str, Any]:
     }
     if used.cached_tokens:
         counts["prompt_tokens_details"] = {"cached_tokens": used.cached_tokens}
+    if used.reasoning_tokens:
+        counts["completion_tokens_details"] = {"reasoning_tokens": used.reasoning_tokens}
     return counts

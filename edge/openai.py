@@ -211,8 +211,10 @@ def error_object(failure: Failure) -> dict[str, Any]:
 
 def usage(used: Usage) -> dict[str, Any]:
     """As natively, but with the details always there, as OpenAI has them."""
-    details = {"prompt_tokens_details": {"cached_tokens": used.cached_tokens}}
-    return envelope.usage(used) | details
+    return envelope.usage(used) | {
+        "prompt_tokens_details": {"cached_tokens": used.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": used.reasoning_tokens},
+    }
 
 
 def logprob_entry(entry: TokenLogprob) -> dict[str, Any]:

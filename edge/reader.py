@@ -43,6 +43,7 @@ class Reader:
         `hidden`: the special tokens that come spelled out, with HIDDEN in front; they are no text.
         """
         self.num_calls = 0
+        self.thinking = thinks  # thoughts have begun, and not ended
         self.full = False  # has as many calls as it may have: what comes is not wanted
         self._request_id = request_id
         self._tools = tools
@@ -57,6 +58,11 @@ class Reader:
         self._space = ""  # that is not told until something follows
         self._run = self._answer()
         next(self._run, None)
+
+    @property
+    def can_think(self) -> bool:
+        """Whether the model has a way to tell its thoughts from its answer."""
+        return self._thinking is not None
 
     def push(self, text: str) -> list[Said]:
         """What this adds to the answer."""
@@ -136,11 +142,12 @@ class Reader:
         if row is None or not (self._thinks or (yield from cursor.lead(row.open))):
             self._thinks = False
             return
-        self._thinks = True
+        self._thinks = self.thinking = True
         marks = Marks([row.close, *self._strays])
         while (mark := (yield from cursor.say(marks, self._think))) is not None:
             cursor.at += len(mark)
             if mark == row.close:
+                self.thinking = False
                 yield from self._pass_space()
                 self._space, self._blank, self._thinks = "", True, False
                 return

@@ -139,6 +139,7 @@ USAGE = _obj(
         "completion_tokens": {"type": "integer"},
         "total_tokens": {"type": "integer"},
         "prompt_tokens_details": _obj({"cached_tokens": {"type": "integer"}}),
+        "completion_tokens_details": _obj({"reasoning_tokens": {"type": "integer"}}),
     },
     "prompt_tokens",
     "total_tokens",

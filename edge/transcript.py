@@ -29,6 +29,7 @@ class Transcript:
         self._stops = StopText(ask.stops) if ask.stops else None
         self._num_prompt = num_prompt
         self._num_output = 0
+        self._num_thought = 0
         self._cached_tokens = 0
 
     def text_of(self, tokens: wire.Tokens) -> str | None:
@@ -76,14 +77,21 @@ class Transcript:
     def _read(self, ids: tuple[int, ...]) -> tuple[list[Said], tuple[int, ...]]:
         """What is said, and by which ids: up to the one that completes a stop string, or a call
         where no other is wanted."""
-        if self._stops is None and self._most_calls is None:
+        can_think = self._reader is not None and self._reader.can_think
+        if self._stops is None and self._most_calls is None and not can_think:
             return self._parsed(self._stream.push(ids)), ids
         said: list[Said] = []
         for count, token_id in enumerate(ids, start=1):
+            thought = self._thinking
             said += self._until_stop(self._parsed(self._stream.push((token_id,))))
+            self._num_thought += thought or self._thinking
             if self._over:
                 return joined(said), ids[:count]
         return joined(said), ids
+
+    @property
+    def _thinking(self) -> bool:
+        return self._reader is not None and self._reader.thinking
 
     def _parsed(self, text: str) -> list[Said]:
         if self._reader is not None:
@@ -140,6 +148,7 @@ class Transcript:
             prompt_tokens=used.prompt_tokens,
             completion_tokens=used.completion_tokens,
             cached_tokens=used.cached_tokens,
+            reasoning_tokens=self._num_thought,
         )
         if called and reason == "stop":
             return End(reason="tool_calls", usage=usage)

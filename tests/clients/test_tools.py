@@ -39,6 +39,11 @@ class TestOpenAI:
         assert choice.finish_reason == "tool_calls"
         assert choice.message.content == "Well. "
         assert choice.message.model_extra == {"reasoning_content": "Paris, then."}
+        used: Any = answer.usage
+        assert (
+            used.completion_tokens_details.reasoning_tokens
+            == len("<think>\nParis, then.\n</think>") - 6
+        )
         calls: Any = choice.message.tool_calls
         assert [
             (call.function.name, json.loads(call.function.arguments)) for call in calls
@@ -76,6 +81,8 @@ class TestOpenAI:
         calls = [item for item in answer.output if item.type == "function_call"]
         assert [(call.name, json.loads(call.arguments)) for call in calls] == CALLED
         assert answer.output_text == "Well. "
+        assert answer.usage is not None
+        assert answer.usage.output_tokens_details.reasoning_tokens > 0
         async with client.responses.stream(model=MODEL, input="Weather?", tools=tools) as stream:
             done = [event async for event in stream]
         told = [event for event in done if event.type == "response.function_call_arguments.done"]

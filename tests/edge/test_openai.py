@@ -16,6 +16,7 @@ USAGE = {
     "completion_tokens": 2,
     "total_tokens": 11,
     "prompt_tokens_details": {"cached_tokens": 4},
+    "completion_tokens_details": {"reasoning_tokens": 0},
 }
 
 

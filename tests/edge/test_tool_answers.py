@@ -282,6 +282,16 @@ class TestTranscripts:
         assert end.reason == "tool_calls"
         assert end.usage.completion_tokens == len(text.removesuffix(" of it").encode())
 
+    @pytest.mark.parametrize("burst", [1, 3, 1000])
+    def test_tokens_of_thoughts_are_counted(self, burst: int) -> None:
+        thoughts = "<think>\nParis\n</think>"
+        _, end = told(Transcribed(template=QWEN3).tell(f"{thoughts}\n\nSo.", burst))
+        # With the token that completes the first mark: to models it is one.
+        assert end.usage.reasoning_tokens == len(thoughts) - len("<think")
+        assert end.usage.completion_tokens == len(thoughts) + 5
+        _, end = told(Transcribed(template=QWEN3).tell("So.", burst))
+        assert end.usage.reasoning_tokens == 0
+
     def test_a_stop_string_does_not_go_on_behind_a_call(self) -> None:
         made = Transcribed(stops=("E\nND",))
         pieces, _ = told(made.tell(f"xE{said('hermes')}\nND"))
