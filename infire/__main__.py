@@ -21,7 +21,7 @@ from infire.blocks import BlockPool
 from infire.embed import EmbedEngine
 from infire.engine import Engine
 from infire.grammar_check import Checker
-from infire.grammars import Grammars
+from infire.grammars import LANES, Grammars
 from infire.kv_layout import KVLayout
 from infire.loaded import Loaded
 from infire.model.config import BadModel
@@ -277,7 +277,8 @@ def _load_decoder(settings: Settings) -> tuple[Hello, Engine]:
     )
     grammars = None
     if loaded.templates is not None:
-        grammars = Grammars(loaded.templates, Checker(settings.model_dir, loaded.vocab_size))
+        checkers = [Checker(settings.model_dir, loaded.vocab_size) for _ in range(LANES)]
+        grammars = Grammars(loaded.templates, checkers)
     return hello, Engine(scheduler, loaded.runner, tiers=tiers, grammars=grammars)
 
 

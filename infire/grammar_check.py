@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -70,6 +71,12 @@ class Checker:
         if status is None:
             return f"it takes more than {self._wall_s:g} s to compile"
         return f"it takes more than {MOST_BYTES >> 20} MiB to compile"
+
+    def warm(self) -> None:
+        """Have a child, after the last one came to its end, ahead of who needs one."""
+        if self._child is None:
+            with suppress(CannotCheck):  # who needs one is told
+                self._start()
 
     def close(self) -> None:
         """End the child, if there is one."""

@@ -1,22 +1,25 @@
 """Grammars on their way into an engine: checked, compiled, and found to fit what was said so far.
 
-All of it in a thread, and most of that in a child process: no step waits. What was found of a
+All of it in threads, and most of that in child processes: no step waits. What was found of a
 grammar is kept, good or bad.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from queue import SimpleQueue
-from threading import Thread
+from threading import Condition, Thread
 
 import numpy as np
 
 from infire.grammar import MOST_SOURCE_BYTES, BadGrammar, Template, Templates
 from infire.grammar_check import CannotCheck, Checker
+from infire.grammar_queue import GrammarQueue
 from infire.masks import ends_of, is_complete
 from infire.request import Grammar, Sequence
+
+LANES = 2  # grammars checked at a time
 
 # What clients call it. An edge may know better: it sees the request.
 FIELDS = {
@@ -42,13 +45,17 @@ class Ready:
 class Grammars:
     """What a step loop gives grammars to, and takes them back from. Never waits."""
 
-    def __init__(self, templates: Templates, checker: Checker) -> None:
+    def __init__(self, templates: Templates, checkers: Seq[Checker]) -> None:
+        """`checkers`: one for each grammar that is checked at a time."""
         self._templates = templates
-        self._checker = checker
+        self._checkers = checkers
         self._ends = ends_of(templates)
-        self._asked: SimpleQueue[Sequence | None] = SimpleQueue()
+        self._asked = GrammarQueue(len(checkers))
+        self._changed = Condition()  # of what is asked
+        self._closed = False
         self._ready: deque[Ready] = deque()
-        self._thread: Thread | None = None
+        self._threads: list[Thread] = []
+        self._num_idle = 0
 
     def want(self, sequence: Sequence) -> None:
         """Have the grammar of `sequence` made ready: `take_ready` will tell, perhaps at once."""
@@ -61,10 +68,11 @@ class Grammars:
         if template is not None and not sequence.num_output:
             self._ready.append(Ready(request_id=sequence.request_id, template=template))
             return
-        if self._thread is None:
-            self._thread = Thread(target=self._work, name="grammars", daemon=True)
-            self._thread.start()
-        self._asked.put(sequence)
+        with self._changed:
+            self._asked.put(sequence)
+            if not self._num_idle and len(self._threads) < len(self._checkers):
+                self._start(self._checkers[len(self._threads)])
+            self._changed.notify()
 
     def take_ready(self) -> list[Ready]:
         found = []
@@ -73,21 +81,41 @@ class Grammars:
         return found
 
     def close(self) -> None:
-        """End the thread and its child, at once where it has nothing to do."""
-        if self._thread is not None:
-            self._asked.put(None)
-            self._thread.join(1.0)
+        """End the threads and their children, at once where they have nothing to do."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(1.0)
 
-    def _work(self) -> None:
-        while (sequence := self._asked.get()) is not None:
-            self._ready.append(self._make(sequence))
-        self._checker.close()
+    def _start(self, checker: Checker) -> None:
+        thread = Thread(target=self._work, args=(checker,), name="grammars", daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
-    def _make(self, sequence: Sequence) -> Ready:
+    def _work(self, checker: Checker) -> None:
+        while (sequence := self._next()) is not None:
+            self._ready.append(self._make(sequence, checker))
+            with self._changed:
+                self._asked.done(sequence)
+                self._changed.notify_all()  # what waited for that grammar, or for its tenant
+            checker.warm()
+        checker.close()
+
+    def _next(self) -> Sequence | None:
+        """What is to be checked next; None at the end."""
+        with self._changed:
+            self._num_idle += 1
+            while not self._closed and (sequence := self._asked.take()) is None:
+                self._changed.wait()
+            self._num_idle -= 1
+            return None if self._closed else sequence
+
+    def _make(self, sequence: Sequence, checker: Checker) -> Ready:
         grammar = sequence.grammar
         assert grammar is not None
         try:
-            template = self._templates.known(grammar) or self._compile(grammar)
+            template = self._templates.known(grammar) or self._compile(grammar, checker)
             complete = self._replay(template, sequence)
         except CannotCheck as error:
             detail = f"grammars cannot be checked: {error}"
@@ -96,8 +124,8 @@ class Grammars:
             return _bad(sequence, str(error))
         return Ready(request_id=sequence.request_id, template=template, complete=complete)
 
-    def _compile(self, grammar: Grammar) -> Template:
-        fault = self._templates.fault(grammar) or self._checker.check(grammar)
+    def _compile(self, grammar: Grammar, checker: Checker) -> Template:
+        fault = self._templates.fault(grammar) or checker.check(grammar)
         if fault:
             self._templates.blame(grammar, fault)
         return self._templates.get(grammar)

@@ -79,7 +79,7 @@ class Rig:
         model.runner.tags.reset()
         assert model.templates is not None
         scheduler = Scheduler([BlockPool(n) for n in counts], model.layout.groups, limits)
-        self.grammars = Grammars(model.templates, Checker(folder, BYTES_SIZE))
+        self.grammars = Grammars(model.templates, [Checker(folder, BYTES_SIZE)])
         self.engine = Engine(scheduler, model.runner, grammars=self.grammars)
         self.ids: dict[str, list[int]] = {}
         self.finish: dict[str, str] = {}

@@ -76,7 +76,7 @@ def engine_of(folder: Path) -> Engine:
         model.layout.groups,
         Limits(max_running=16, vocab_size=model.vocab_size),
     )
-    grammars = Grammars(model.templates, Checker(folder, model.vocab_size))
+    grammars = Grammars(model.templates, [Checker(folder, model.vocab_size)])
     return Engine(scheduler, model.runner, grammars=grammars)
 
 

@@ -18,6 +18,7 @@ from tests.system.world import MODEL, Shape, World, counted, world
 
 pytestmark = pytest.mark.system
 WORKERS = ("weur-prefill", "weur-decode")
+TRIES = 10
 BLOCKED_S = 5 * 0.05  # the event loop is never held up for longer than 50 ms
 USER = [{"role": "user", "content": "A"}]
 
@@ -107,8 +108,8 @@ async def test_random_bodies_never_are_an_error_of_ours(tmp_path: Path) -> None:
 
 async def test_long_inputs_do_not_hold_up_the_edge(tmp_path: Path) -> None:
     """Case 24: bodies of nearly 10 MB, which are read and tokenised; a probe is answered all the
-    while. What else this machine computes can hold up a probe too, but not in each of three
-    tries, as an edge does that tokenises in its loop."""
+    while. What else this machine computes can hold up a probe too, but not in each of ten
+    tries, as an edge does, for seconds, that tokenises in its loop."""
     bodies = [
         b'{"raw": true, "prompt": "' + b"wor d" * n + b'"}' for n in (20_000, 100_000, 1_900_000)
     ]
@@ -123,7 +124,7 @@ async def test_long_inputs_do_not_hold_up_the_edge(tmp_path: Path) -> None:
                     longest_s[-1] = max(longest_s[-1], monotonic() - began)
                     await anyio.sleep(0.005)
 
-        while len(longest_s) < 3 and min(longest_s, default=BLOCKED_S) >= BLOCKED_S:
+        while len(longest_s) < TRIES and min(longest_s, default=BLOCKED_S) >= BLOCKED_S:
             longest_s.append(0.0)
             async with neighbours(w), anyio.create_task_group() as tasks:
                 tasks.start_soon(probe)
