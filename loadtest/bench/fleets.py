@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -26,49 +27,75 @@ READY_S = 120.0
 
 
 @asynccontextmanager
+async def processes(
+    file: FleetFile,
+    folder: Path,
+    environ: Mapping[str, str],
+    *,
+    model_dir: Path,
+    flags: Mapping[str, Sequence[str]],
+) -> AsyncGenerator[Children, None]:
+    """All processes of a layout, ready; stopped when the block is left.
+
+    `folder` is theirs, and made if need be; `flags`: more words of their commands, by role.
+    """
+    (folder / "logs").mkdir(parents=True)
+    (folder / "secret").touch(mode=0o600)
+    (folder / "secret").write_text("of one run on loopback")
+    ground = Ground(
+        folder=folder,
+        keys_dir=folder / "keys",
+        cache_dir=folder / "cache",
+        usage_dir=folder / "usage",
+        model_dir=model_dir,
+        device="cpu",
+        cores=1,
+        say=lambda line: print(line, file=sys.stderr),
+    )
+    commands = [
+        replace(it, words=(*it.words, *flags.get(it.role, ()))) for it in lay_out(file, ground)
+    ]
+    children = Children(commands, environ, say=ground.say)
+    try:
+        await children.start()
+        await children.wait_ready(lambda name: None, within_s=READY_S)
+        yield children
+    finally:
+        await children.stop()
+        for command in commands:
+            command.listener.close()
+
+
+def edge_of(children: Children) -> str:
+    """The address of the first edge."""
+    return next(child.command.url for child in children if child.command.role == "edge")
+
+
+def sleeping_engine(step_s: float, tally: Path) -> dict[str, Sequence[str]]:
+    """Flags of workers whose engines sleep a step's time, and count in the file `tally`."""
+    words = [sys.executable, "-m", "loadtest.bench.host_engine"]
+    words += ["--step-s", str(step_s), "--tally", str(tally)]
+    return {"both": ("--engine-command", shlex.join(words))}
+
+
+@asynccontextmanager
 async def fleet(
     rows: Sequence[WorkerRow], environ: Mapping[str, str], *, local_tokens: int
 ) -> AsyncGenerator[Client, None]:
     """A fleet of one region with these workers, ready; gone when the block is left."""
-    here = paths(environ)
+    model_dir = pull_model(load_catalogue(None).row(MODEL), paths(environ).cache)
+    region = RegionRow(name="weur", workers=tuple(rows))
+    file = FleetFile(fleet=FleetRow(model=MODEL), edge=EdgeRow(port=0), regions=(region,))
+    flags = {"front": ("--local-tokens", str(local_tokens))}
     with TemporaryDirectory(prefix="edgefire-bench-") as at:
-        folder = Path(at)
-        (folder / "logs").mkdir()
-        (folder / "secret").touch(mode=0o600)
-        (folder / "secret").write_text("of one run on loopback")
-        ground = Ground(
-            folder=folder,
-            keys_dir=folder / "keys",
-            cache_dir=folder / "cache",
-            usage_dir=folder / "usage",
-            model_dir=pull_model(load_catalogue(None).row(MODEL), here.cache),
-            device="cpu",
-            cores=1,
-            say=lambda line: print(line, file=sys.stderr),
-        )
-        region = RegionRow(name="weur", workers=tuple(rows))
-        file = FleetFile(fleet=FleetRow(model=MODEL), edge=EdgeRow(port=0), regions=(region,))
-        commands = [
-            replace(it, words=(*it.words, "--local-tokens", str(local_tokens)))
-            if it.role == "front"
-            else it
-            for it in lay_out(file, ground)
-        ]
-        children = Children(commands, environ, say=ground.say)
-        try:
-            await children.start()
-            await children.wait_ready(lambda name: None, within_s=READY_S)
-            edge = next(it.url for it in commands if it.role == "edge")
+        folder = Path(at) / "fleet"
+        async with processes(file, folder, environ, model_dir=model_dir, flags=flags) as children:
             key = create_key(folder / "keys", environ, ACCOUNT)
-            url = f"{edge}/client/v4/accounts/{ACCOUNT}/ai/v1"
+            url = f"{edge_of(children)}/client/v4/accounts/{ACCOUNT}/ai/v1"
             target = Target(url=url, model=MODEL, token=key, extra={"ignore_eos": True})
             async with client(target) as asking:
                 await first_answer(asking)
                 yield asking
-        finally:
-            await children.stop()
-            for command in commands:
-                command.listener.close()
 
 
 async def first_answer(asking: Client) -> None:

@@ -7,14 +7,13 @@ not counted. Linux only.
 
 from __future__ import annotations
 
-import shlex
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -23,6 +22,7 @@ import anyio
 import msgspec
 from anyio.abc import Process
 
+from loadtest.bench.fleets import processes, sleeping_engine
 from loadtest.bench.host_clock import Tally, cpu_s, shared_tally, wakeups
 from loadtest.bench.host_load import Load, Outcome
 from loadtest.bench.host_model import make_model
@@ -30,11 +30,10 @@ from loadtest.bench.host_report import Reading, Run, shares
 from routing.children import Children
 from routing.fleetfile import EdgeRow, FleetFile, FleetRow, RegionRow, WorkerRow
 from routing.keys import create_key
-from routing.layout import Ground, lay_out
 
 MODEL, ACCOUNT = "@cf/bench/sleeping", "bench"
 PROMPT = "Tell me all that you know of sleep"  # an id a byte
-READY_S, WARM_S, STOP_S = 60.0, 300.0, 30.0
+WARM_S, STOP_S = 300.0, 30.0
 _LOOK_S = 0.2
 
 Api = Literal["native", "openai"]
@@ -64,9 +63,15 @@ async def measure(setting: Setting, environ: Mapping[str, str]) -> Run:
     with tempfile.TemporaryDirectory(prefix="edgefire-host-") as at:
         folder = Path(at)
         with shared_tally(folder / "tally") as tally:
-            async with _fleet(setting, folder, environ) as children:
+            async with processes(
+                _fleet_file(setting),
+                folder / "fleet",
+                environ,
+                model_dir=make_model(folder / "model"),
+                flags=sleeping_engine(setting.step_s, folder / "tally"),
+            ) as children:
                 edge, pids = _addresses(children)
-                key = create_key(folder / "keys", environ, ACCOUNT)
+                key = create_key(folder / "fleet" / "keys", environ, ACCOUNT)
                 load = _load(setting, edge, key)
                 async with _clients(load, environ) as clients:
                     await _warm(setting, tally, clients)
@@ -81,43 +86,6 @@ async def measure(setting: Setting, environ: Mapping[str, str]) -> Run:
         windows=[shares(*pair) for pair in pairwise(readings)],
         tokens_per_event=outcome.tokens / outcome.events,
     )
-
-
-@asynccontextmanager
-async def _fleet(
-    setting: Setting, folder: Path, environ: Mapping[str, str]
-) -> AsyncGenerator[Children, None]:
-    """One edge, one front, one worker, all ready; stopped when the block is left."""
-    (folder / "logs").mkdir()
-    (folder / "secret").touch(mode=0o600)
-    (folder / "secret").write_text("of one run on loopback")
-    ground = Ground(
-        folder=folder,
-        keys_dir=folder / "keys",
-        cache_dir=folder / "cache",
-        model_dir=make_model(folder / "model"),
-        usage_dir=folder / "usage",
-        device="cpu",
-        cores=1,
-        say=_say,
-    )
-    engine = [sys.executable, "-m", "loadtest.bench.host_engine"]
-    engine += ["--step-s", str(setting.step_s), "--tally", str(folder / "tally")]
-    commands = [
-        replace(command, words=(*command.words, "--engine-command", shlex.join(engine)))
-        if command.role == "both"
-        else command
-        for command in lay_out(_fleet_file(setting), ground)
-    ]
-    children = Children(commands, environ, say=_say)
-    try:
-        await children.start()
-        await children.wait_ready(lambda name: None, within_s=READY_S)
-        yield children
-    finally:
-        await children.stop()
-        for command in commands:
-            command.listener.close()
 
 
 def _fleet_file(setting: Setting) -> FleetFile:
@@ -226,7 +194,3 @@ async def _stop(clients: Process) -> Outcome:
     if outcome.bad or not outcome.answers:
         raise Broken(f"after {outcome.answers} whole answers a client got: {outcome.bad}")
     return outcome
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)

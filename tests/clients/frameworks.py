@@ -7,10 +7,14 @@ from typing import Any
 
 import aiohttp
 import litellm
-from langchain_cloudflare import ChatCloudflareWorkersAI
+from langchain_cloudflare import (
+    ChatCloudflareWorkersAI,
+    CloudflareWorkersAIEmbeddings,
+    CloudflareWorkersAIReranker,
+)
 from pydantic import SecretStr
 
-from tests.clients.fields import Route, Row
+from tests.clients.fields import VECTORS, Route, Row
 from tests.clients.senders import Sender, parameters, plain
 from tests.fakes.counting_region import MODEL
 from tests.fakes.edge_client import ACCOUNT
@@ -69,19 +73,23 @@ _OF_LANGCHAIN = frozenset(
 
 
 class LangChain(Sender):
-    """`ChatCloudflareWorkersAI`, natively and by OpenAI's route."""
+    """`ChatCloudflareWorkersAI`, natively and by OpenAI's route; its embeddings and reranker."""
 
     name = "langchain"
-    routes = frozenset({"run", "chat"})
+    routes = frozenset({"run", "chat", "vectors"})
 
     @classmethod
     def sends(cls, row: Row) -> bool:
-        return super().sends(row) and not row.of_answer and "prompt" not in row.body
+        if not super().sends(row) or row.of_answer:
+            return False
+        return "prompt" not in row.body and "pooling" not in row.body
 
     async def __aexit__(self, *_: object) -> None:
         gc.collect()  # it leaves its connections to the collector
 
     async def ask(self, route: Route, body: dict[str, Any]) -> Any:
+        if route == "vectors":
+            return await self._vectors(body)
         fields = dict(body)
         messages, tools = fields.pop("messages"), fields.pop("tools", None)
         fields.pop("model", None)
@@ -102,3 +110,19 @@ class LangChain(Sender):
         if streams:
             return [one.model_dump() async for one in chat.astream(messages)]
         return (await chat.ainvoke(messages)).model_dump()
+
+    async def _vectors(self, body: dict[str, Any]) -> Any:
+        about: Any = {
+            "api_base_url": f"{self.edge.url}/client/v4/accounts",
+            "account_id": ACCOUNT,
+            "api_token": SecretStr(self.edge.key),
+            "model_name": VECTORS,
+            "reject_if_busy": body.get("options", {}).get("rejectIfBusy"),
+        }
+        if "query" in body:
+            contexts = [it["text"] for it in body["contexts"]]
+            return await CloudflareWorkersAIReranker(**about).arerank(
+                body["query"], contexts, top_k=body.get("top_k")
+            )
+        texts = [body["text"]] if isinstance(body["text"], str) else body["text"]
+        return await CloudflareWorkersAIEmbeddings(**about).aembed_documents(texts)

@@ -117,7 +117,8 @@ class AiSdk(_Sdk):
 
 class WorkersAiProvider(_Sdk):
     name = "workers-ai-provider"
-    routes = frozenset({"run"})
+    routes = frozenset({"run", "vectors"})
     fields: ClassVar = {
-        "run": frozenset([*_SPOKEN, "response_format", "reasoning_effort", "chat_template_kwargs"])
+        "run": frozenset([*_SPOKEN, "response_format", "reasoning_effort", "chat_template_kwargs"]),
+        "vectors": frozenset(["text", "query"]),
     }

@@ -210,7 +210,7 @@ _EMBEDDINGS = [
 ]
 _CONTEXTS = {"query": "hi", "contexts": [{"text": "~~~~"}, {"text": "hi"}]}
 _NATIVE = [
-    *rows("vectors", "text", {"text": ["a", "hi"]}, said("shape"), [2, 3], of_answer=True),
+    *rows("vectors", "text", {"text": ["a", "hi"]}, _texts, ["a", "hi"]),
     *rows("vectors", "pooling", {"text": "hi", "pooling": "cls"}, _pooling, "cls"),
     *rows("vectors", "query", _CONTEXTS, _texts, ["hi", "~~~~", "hi"]),
     *rows("vectors", "contexts", _CONTEXTS, said("response", 0, "id"), 1, of_answer=True),

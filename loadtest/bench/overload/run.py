@@ -7,11 +7,10 @@ for as long as a step would take, so that capacity is known and the machine is n
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -21,20 +20,17 @@ import anyio
 import httpx2
 
 from loadtest.bench.client import Target, client
-from loadtest.bench.fleets import first_answer
+from loadtest.bench.fleets import edge_of, first_answer, processes, sleeping_engine
 from loadtest.bench.host_clock import shared_tally
 from loadtest.bench.host_model import make_model
 from loadtest.bench.streams import BrokenStream, StreamReader
-from routing.children import Children
 from routing.fleetfile import EdgeRow, FleetFile, FleetRow, RegionRow, WorkerRow
 from routing.keys import create_key
-from routing.layout import Ground, lay_out
 
 MODEL, ACCOUNT = "@cf/bench/sleeping", "bench"
 PROMPT = "Tell me all that you know of crowds"
 LOADS = (1.0, 3.0)  # of what the region can answer
 KINDS = {"bounded": (), "unbounded": ("--max-wait-s", "0")}  # flags of the front
-READY_S = 60.0
 
 
 class Broken(Exception):
@@ -143,34 +139,14 @@ async def _ask(fleet: _Fleet, setting: Setting, window: Window) -> None:
 async def _fleet(
     kind: str, setting: Setting, folder: Path, environ: Mapping[str, str]
 ) -> AsyncGenerator[_Fleet, None]:
-    (folder / "logs").mkdir(parents=True)
-    (folder / "secret").touch(mode=0o600)
-    (folder / "secret").write_text("of one run on loopback")
-    ground = Ground(
-        folder=folder,
-        keys_dir=folder / "keys",
-        cache_dir=folder / "cache",
-        model_dir=make_model(folder / "model"),
-        usage_dir=folder / "usage",
-        device="cpu",
-        cores=1,
-        say=lambda line: print(line, file=sys.stderr),
-    )
-    engine = [sys.executable, "-m", "loadtest.bench.host_engine"]
-    engine += ["--step-s", str(setting.step_s), "--tally", str(folder / "tally")]
-    more = {"both": ("--engine-command", shlex.join(engine)), "front": KINDS[kind]}
-    commands = [
-        replace(it, words=(*it.words, *more.get(it.role, ())))
-        for it in lay_out(_fleet_file(setting), ground)
-    ]
-    children = Children(commands, environ, say=ground.say)
+    flags = sleeping_engine(setting.step_s, folder / "tally") | {"front": KINDS[kind]}
+    model_dir = make_model(folder / "model")
     with shared_tally(folder / "tally"):
-        try:
-            await children.start()
-            await children.wait_ready(lambda name: None, within_s=READY_S)
-            edge = next(it.url for it in commands if it.role == "edge")
-            key = create_key(ground.keys_dir, environ, ACCOUNT)
-            url = f"{edge}/client/v4/accounts/{ACCOUNT}/ai/v1"
+        async with processes(
+            _fleet_file(setting), folder / "fleet", environ, model_dir=model_dir, flags=flags
+        ) as children:
+            key = create_key(folder / "fleet" / "keys", environ, ACCOUNT)
+            url = f"{edge_of(children)}/client/v4/accounts/{ACCOUNT}/ai/v1"
             async with client(Target(url=url, model=MODEL, token=key)) as asking:
                 await first_answer(asking)
             limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
@@ -179,10 +155,6 @@ async def _fleet(
                 headers=headers, limits=limits, timeout=600.0, trust_env=False
             ) as http:
                 yield _Fleet(kind, http, url)
-        finally:
-            await children.stop()
-            for command in commands:
-                command.listener.close()
 
 
 def _fleet_file(setting: Setting) -> FleetFile:

@@ -102,7 +102,20 @@ async function provider() {
   const toEdge = (input, init) =>
     fetch(String(input).replace("https://api.cloudflare.com", url), init);
   const made = createWorkersAI({ accountId: account, apiKey: key, fetch: toEdge });
-  return sdk({ run: made(model) }, { run: "workers-ai" });
+  const generate = await sdk({ run: made(model) }, { run: "workers-ai" });
+  const { embedMany, rerank } = await import("ai");
+  return async (route, body) => {
+    if (route !== "vectors") return generate(route, body);
+    if ("query" in body) {
+      const documents = body.contexts.map((one) => one.text);
+      const { ranking } = await rerank({
+        model: made.reranking(vectors), query: body.query, documents, topN: body.top_k,
+      });
+      return { ranking };
+    }
+    const values = Array.isArray(body.text) ? body.text : [body.text];
+    return { embeddings: (await embedMany({ model: made.textEmbedding(vectors), values })).embeddings };
+  };
 }
 
 async function plain(answer) {
