@@ -41,7 +41,7 @@ async def until(read: Callable[[], Awaitable[ProcessReport]], seen: str) -> Proc
     return report
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stream", [pytest.param(False, marks=pytest.mark.slow), True])
 async def test_in_a_prefill_of_eight_chunks(tmp_path: Path, stream: bool) -> None:
     """It costs at most the chunk that was under way."""
     shape = Shape(step_s=0.4, worker_flags=("--max-step-tokens", str(CHUNK)))
@@ -54,7 +54,7 @@ async def test_in_a_prefill_of_eight_chunks(tmp_path: Path, stream: bool) -> Non
         assert after.prompt_tokens_computed < 8 * CHUNK
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stream", [pytest.param(False, marks=pytest.mark.slow), True])
 async def test_in_decode(tmp_path: Path, stream: bool) -> None:
     async with world(tmp_path, Shape(step_s=0.05)) as w:
         async with asking(w, "!", 90, stream=stream):
@@ -62,7 +62,7 @@ async def test_in_decode(tmp_path: Path, stream: bool) -> None:
         await w.settled("weur-prefill", "weur-decode")
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stream", [pytest.param(False, marks=pytest.mark.slow), True])
 async def test_in_the_queue(tmp_path: Path, stream: bool) -> None:
     """The one ahead is not disturbed."""
     shape = Shape(step_s=0.05, roles=("both",), worker_flags=("--max-running", "1"))
@@ -81,7 +81,7 @@ async def test_in_the_queue(tmp_path: Path, stream: bool) -> None:
         await w.settled("weur-both")
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stream", [pytest.param(False, marks=pytest.mark.slow), True])
 async def test_in_the_transfer(tmp_path: Path, stream: bool) -> None:
     """The decode worker hangs, so KV is held on the prefill worker: hanging up frees it."""
     async with world(tmp_path, Shape(worker_flags=("--lease-s", "600"))) as w:

@@ -116,6 +116,7 @@ async def test_a_reader_that_stops_holds_up_nobody(tmp_path: Path) -> None:
         await w.settled(*WORKERS, within_s=PATIENCE_S)
 
 
+@pytest.mark.slow
 async def test_a_reader_that_has_stopped_for_too_long_is_hung_up_on(tmp_path: Path) -> None:
     """Case 16: its idle time over, all that it held is free, though it never closes."""
     shape = Shape(

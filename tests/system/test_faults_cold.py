@@ -55,6 +55,7 @@ async def test_a_hundred_first_requests_wait_for_one_load(tmp_path: Path) -> Non
         await w.settled(*WORKERS)
 
 
+@pytest.mark.slow
 async def test_who_has_waited_long_enough_is_told_when_to_come_back(tmp_path: Path) -> None:
     """And the worker that is loading goes on with that."""
     shape = Shape(edge_flags=("--cold-s", str(HOLD_S)))

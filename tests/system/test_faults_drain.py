@@ -97,7 +97,9 @@ def assert_whole(heard: Sequence[Heard], num_tokens: int = NUM_TOKENS) -> None:
 
 
 @pytest.mark.parametrize("name", ["weur-decode", "weur-front", "edge"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 async def test_streams_end_whole_and_then_their_process(
     tmp_path: Path, name: str, number: int
 ) -> None:
@@ -195,6 +197,7 @@ async def test_the_only_worker_refuses_what_is_new_with_a_time_to_come_back(
         await nothing_in_flight(w)
 
 
+@pytest.mark.slow
 async def test_while_one_of_two_regions_stops_the_other_serves(tmp_path: Path) -> None:
     """Case 17: from the first request on, and the breaker is left alone."""
     async with world(tmp_path, Shape(regions=("weur", "enam"), roles=("both",), step_s=0.02)) as w:
@@ -245,7 +248,7 @@ async def test_an_edge_that_stops_takes_leave_of_its_clients(tmp_path: Path) -> 
         await w.settled("weur-prefill", "weur-decode")
 
 
-@pytest.mark.parametrize("why", ["told again", "grace over"])
+@pytest.mark.parametrize("why", ["told again", pytest.param("grace over", marks=pytest.mark.slow)])
 async def test_a_worker_that_is_cut_costs_no_token_where_there_is_another(
     tmp_path: Path, why: str
 ) -> None:
@@ -266,8 +269,8 @@ async def test_a_worker_that_is_cut_costs_no_token_where_there_is_another(
         await nothing_in_flight(w)
 
 
-@pytest.mark.parametrize("why", ["told again", "grace over"])
-@pytest.mark.parametrize("name", ["edge", "weur-front"])
+@pytest.mark.parametrize("why", ["told again", pytest.param("grace over", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["edge", pytest.param("weur-front", marks=pytest.mark.slow)])
 async def test_streams_that_are_cut_end_in_one_error(tmp_path: Path, name: str, why: str) -> None:
     """Case 17: where nobody goes on with them; a whole answer is refused, with a time."""
     flags = ("--grace-s", "600" if why == "told again" else "0.5")

@@ -68,7 +68,9 @@ async def test_kv_of_a_former_life_is_refused(tmp_path: Path) -> None:
         await made.settled("weur-prefill", "weur-decode")
 
 
-@pytest.mark.parametrize("name", ["weur-prefill", "weur-front"])
+@pytest.mark.parametrize(
+    "name", ["weur-prefill", pytest.param("weur-front", marks=pytest.mark.slow)]
+)
 async def test_a_process_that_restarts_at_its_address_serves_again(
     tmp_path: Path, name: str
 ) -> None:
@@ -99,7 +101,9 @@ async def test_a_process_that_restarts_at_its_address_serves_again(
         await nothing_in_flight(w)
 
 
-@pytest.mark.parametrize("name", ["weur-prefill", "weur-decode"])
+@pytest.mark.parametrize(
+    "name", ["weur-prefill", pytest.param("weur-decode", marks=pytest.mark.slow)]
+)
 async def test_a_worker_that_sleeps_longer_than_its_lease(tmp_path: Path, name: str) -> None:
     """Case 7: paused for four times the lease, then woken: nothing stale is handed out, and the
     client has its answer, or an error that says so."""

@@ -164,6 +164,7 @@ async def _offer(w: World, *, rate: float, for_s: float, num_tokens: int) -> _Of
     return offered
 
 
+@pytest.mark.slow
 async def test_the_line_is_as_long_as_it_may_take_not_as_its_places(tmp_path: Path) -> None:
     """256 may wait by number; at three times what two rows do, no more wait than a second's."""
     shape = Shape(step_s=0.01, roles=("both",), worker_flags=("--max-running", "2"))

@@ -25,7 +25,13 @@ BOTH = ("weur", "enam")
 SILENCE_S = 10.0  # after which a link whose peer says nothing is given up
 
 
-@pytest.mark.parametrize("regions", [("weur",), BOTH], ids=["only region", "two regions"])
+@pytest.mark.parametrize(
+    "regions",
+    [
+        pytest.param(("weur",), id="only region"),
+        pytest.param(BOTH, id="two regions", marks=pytest.mark.slow),
+    ],
+)
 async def test_a_connection_cut_again_and_again_in_mid_stream(
     tmp_path: Path, regions: tuple[str, ...]
 ) -> None:

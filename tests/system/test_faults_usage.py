@@ -85,6 +85,7 @@ async def chat_cached_tokens(w: World, claims: dict[str, str]) -> int:
     return int(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
 
 
+@pytest.mark.slow
 async def test_usage_over_disconnects_and_failover(tmp_path: Path) -> None:
     """Case 25: clients that stay, that leave, that are cut by a stop string or refused, while the
     link to their region is lost and then its workers are killed: a row each, as they were told,

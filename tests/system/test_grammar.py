@@ -139,6 +139,7 @@ async def test_answers_match_what_was_asked_for(tmp_path: Path) -> None:
         await nothing_in_flight(w)
 
 
+@pytest.mark.slow
 async def test_a_stream_outlives_the_worker_and_the_region_that_speak(tmp_path: Path) -> None:
     """Killed in mid-stream: what is heard is what is heard without."""
     fields = {**SAMPLING, **form(LETTERS)}

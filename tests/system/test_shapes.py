@@ -62,6 +62,7 @@ async def test_a_conversation_moves_between_edges_and_survives_one(tmp_path: Pat
         await w.settled("weur-prefill", "weur-decode")
 
 
+@pytest.mark.slow
 async def test_a_region_is_killed_and_nothing_is_repeated(tmp_path: Path) -> None:
     async with world(tmp_path, Shape(regions=("weur", "enam"), step_s=0.02)) as w:
         async with responses_at(w, w.edge.url) as client:

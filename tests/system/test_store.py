@@ -15,7 +15,7 @@ from edge.store import Store
 from tests.routing.test_rows import ledger_rows
 from tests.system.world import Process, Shape, World, counted, edge_words, start, world
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 IN_FLIGHT = 4
 SLOW = Shape(step_s=0.02, edge_flags=("--batch-in-flight", str(IN_FLIGHT)))

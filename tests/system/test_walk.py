@@ -123,6 +123,7 @@ async def test_a_client_is_served_from_the_nearest_region(tmp_path: Path) -> Non
                 assert (await read_all(response))[0] == "BCD"
 
 
+@pytest.mark.slow
 async def test_killing_a_region_costs_no_request(tmp_path: Path) -> None:
     """A stream that was running goes on elsewhere, to the letter; later ones start there."""
     async with world(tmp_path, Shape(regions=("weur", "enam"), step_s=0.05)) as w:
@@ -146,6 +147,7 @@ async def test_killing_a_region_costs_no_request(tmp_path: Path) -> None:
         await w.settled("enam-prefill", "enam-decode")
 
 
+@pytest.mark.slow
 async def test_a_dead_decode_worker_is_worked_around(tmp_path: Path) -> None:
     """The front computes the stream anew on what is left of its region."""
     async with world(tmp_path, Shape(step_s=0.05)) as w:
