@@ -123,4 +123,5 @@ async def test_an_edge_is_as_it_says(
 
     await to_thread.run_sync(ask)
     if mode is GenerationMode.POSITIVE:
-        assert 200 in statuses
+        ended = {409} if path.endswith("/cancel") else set()  # the batch was faster
+        assert ({200} | ended) & set(statuses)
