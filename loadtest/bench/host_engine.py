@@ -8,7 +8,6 @@ so an engine that serves pays nothing for it.
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from collections.abc import Sequence as Seq
@@ -17,14 +16,15 @@ from pathlib import Path
 from infire.admission import Limits
 from infire.blocks import BlockPool
 from infire.engine import Engine
-from infire.kv_layout import KVGroup, KVLayout
+from infire.kv_layout import KVGroup
 from infire.notes import Hello
 from infire.plan import RowResult, StepPlan
 from infire.request import Step
 from infire.scheduler import Adoption, Scheduler
 from infire.serve import serve_process
+from loadtest.bench.engine_parts import engine_flags, hello_of, layout_of, limits_of
 from loadtest.bench.host_clock import Tally, shared_tally
-from loadtest.bench.host_model import CONTEXT_WINDOW, END_ID, FIRST_WORD, VOCABULARY
+from loadtest.bench.host_model import END_ID, FIRST_WORD
 
 DTYPE = "bfloat16"
 
@@ -95,44 +95,17 @@ def sleeping_engine(
     *, model: str, kv_tokens: int, block_tokens: int, limits: Limits, step_s: float, tally: Tally
 ) -> tuple[Hello, Engine]:
     """An engine that sleeps, and what it says of itself."""
-    group = KVGroup(
-        kind="full", layers=(0,), num_heads=1, head_dim=1, window=None, block_tokens=block_tokens
-    )
-    layout = KVLayout(groups=(group,), dtype=DTYPE, model_digest=model)
+    layout = layout_of(model, block_tokens=block_tokens, dtype=DTYPE)
     scheduler = TimedScheduler([BlockPool(kv_tokens // block_tokens)], layout.groups, limits)
     scheduler.tally = tally
-    hello = Hello(
-        model=model,
-        model_digest=layout.model_digest,
-        layout=layout,
-        context_window=CONTEXT_WINDOW,
-        max_sequence_tokens=scheduler.max_sequence_tokens,
-        vocab_size=VOCABULARY,
-        device="none: it sleeps",
-        dtype=DTYPE,
-        threads=1,
-        load_s=0.0,
-    )
+    hello = hello_of(model, layout, scheduler, device="none: it sleeps")
     return hello, Engine(scheduler, SleepingRunner(step_s))
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser()
-    flags.add_argument("--step-s", type=float, required=True, help="how long a step takes")
+    flags = engine_flags()
     flags.add_argument("--tally", type=Path, required=True, help="file that tells what was done")
-    flags.add_argument("--fd", type=int, required=True)
-    flags.add_argument("--model", required=True)
-    flags.add_argument("--kv-tokens", type=int, required=True)
-    flags.add_argument("--block-tokens", type=int, required=True)
-    flags.add_argument("--max-step-tokens", type=int, required=True)
-    flags.add_argument("--max-running", type=int, required=True)
     given, _ = flags.parse_known_args()  # the others are about computing
-    limits = Limits(
-        max_step_tokens=given.max_step_tokens,
-        max_running=given.max_running,
-        context_window=CONTEXT_WINDOW,
-        vocab_size=VOCABULARY,
-    )
     with shared_tally(given.tally) as tally:
         serve_process(
             given.fd,
@@ -140,7 +113,7 @@ def main() -> None:
                 model=given.model,
                 kv_tokens=given.kv_tokens,
                 block_tokens=given.block_tokens,
-                limits=limits,
+                limits=limits_of(given),
                 step_s=given.step_s,
                 tally=tally,
             ),

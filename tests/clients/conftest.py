@@ -5,32 +5,27 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from routing.region import Place
 from tests.fakes.counting_region import CountingRegion, running
 from tests.fakes.edge_client import EdgeClient, edge_over
+from tests.fakes.edge_fixtures import edge, region
 from tests.fakes.saying_region import SayingRegion, assets_with, ids_of
 from tests.fakes.tool_answers import said
 from tests.fakes.tool_templates import QWEN3
+
+__all__ = ["edge", "region"]  # fixtures
 
 # LiteLLM would fetch a list of prices as it is imported.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 
 @pytest.fixture
-async def region() -> AsyncIterator[CountingRegion]:
-    counting = CountingRegion()
-    async with running(counting):
-        yield counting
-
-
-@pytest.fixture
-async def edge(tmp_path: Path, region: CountingRegion) -> AsyncIterator[EdgeClient]:
-    store = tmp_path / "store.sqlite"
-    async with edge_over(tmp_path, [region.region], store=store) as client:
-        yield client
+def edge_settings(tmp_path: Path) -> dict[str, Any]:
+    return {"store": tmp_path / "store.sqlite"}
 
 
 @pytest.fixture

@@ -14,6 +14,9 @@ from routing.catalogue import load_catalogue
 from routing.paths import model_folder, paths
 from routing.wire import TextAssets
 from tests.fakes import text_assets
+from tests.fakes.edge_fixtures import edge, edge_settings, region
+
+__all__ = ["edge", "edge_settings", "region"]  # fixtures
 
 
 @dataclass(frozen=True)

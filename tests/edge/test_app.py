@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import anyio
@@ -18,20 +19,13 @@ from routing.errors import Code, Failure
 from routing.region import ProcessReport
 from routing.secret import bearer
 from tests.fakes.counting_region import MODEL, SECRET, CountingRegion, Steps, refusing, running
-from tests.fakes.edge_client import ACCOUNT, EdgeClient, edge_over, frames, read_all
+from tests.fakes.edge_client import ACCOUNT, EdgeClient, edge_over
+from tests.fakes.events import frames, read_all
 
 
 @pytest.fixture
-async def region() -> AsyncIterator[CountingRegion]:
-    counting = CountingRegion()
-    async with running(counting):
-        yield counting
-
-
-@pytest.fixture
-async def edge(tmp_path: Path, region: CountingRegion) -> AsyncIterator[EdgeClient]:
-    async with edge_over(tmp_path, [region.region], body_limit_bytes=100_000) as client:
-        yield client
+def edge_settings() -> dict[str, Any]:
+    return {"body_limit_bytes": 100_000}
 
 
 def native_error(answer: httpx2.Response) -> tuple[int, int, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,23 +11,11 @@ import pytest
 from anyio.abc import SocketStream
 
 from routing import wire
-from tests.fakes.counting_region import CountingRegion, Steps, running
-from tests.fakes.edge_client import EdgeClient, edge_over, read_all
+from tests.fakes.counting_region import CountingRegion, Steps
+from tests.fakes.edge_client import EdgeClient, edge_over
+from tests.fakes.events import read_all
 
 ENDED = "edgefire_edge_requests_total"
-
-
-@pytest.fixture
-async def region() -> AsyncIterator[CountingRegion]:
-    counting = CountingRegion()
-    async with running(counting):
-        yield counting
-
-
-@pytest.fixture
-async def edge(tmp_path: Path, region: CountingRegion) -> AsyncIterator[EdgeClient]:
-    async with edge_over(tmp_path, [region.region]) as client:
-        yield client
 
 
 def body(*, stream: bool, max_tokens: int = 50) -> bytes:

@@ -14,7 +14,8 @@ from edge.tokenizer import ModelText
 from routing import wire
 from routing.errors import Code, Failure
 from tests.fakes.counting_region import ASSETS, MODEL, CountingRegion, refusing, running
-from tests.fakes.edge_client import edge_over, read_all
+from tests.fakes.edge_client import edge_over
+from tests.fakes.events import read_all
 from tests.fakes.model_folder import END_ID
 
 

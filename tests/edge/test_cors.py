@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import httpx2
@@ -10,17 +9,11 @@ import pytest
 
 from edge.cors import EXPOSED
 from tests.fakes.counting_region import CountingRegion, running
-from tests.fakes.edge_client import EdgeClient, edge_over, read_all
+from tests.fakes.edge_client import EdgeClient, edge_over
+from tests.fakes.events import read_all
 
 PAGE = "https://app.example"
 ALLOW = "access-control-allow-origin"
-
-
-@pytest.fixture
-async def edge(tmp_path: Path) -> AsyncGenerator[EdgeClient, None]:
-    fake = CountingRegion()
-    async with running(fake), edge_over(tmp_path, [fake.region]) as client:
-        yield client
 
 
 async def preflight(edge: EdgeClient, url: str, origin: str = PAGE) -> httpx2.Response:

@@ -17,7 +17,8 @@ from tests.fakes.counting_region import (
     refusing,
     running,
 )
-from tests.fakes.edge_client import NEAR_ENAM, NEAR_WEUR, edge_over, frames, read_all
+from tests.fakes.edge_client import NEAR_ENAM, NEAR_WEUR, edge_over
+from tests.fakes.events import frames, read_all
 
 
 def europe() -> CountingRegion:

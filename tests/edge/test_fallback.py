@@ -17,7 +17,8 @@ from edge.fallback import Plan, carry_out, first_within, models_of, plan_of
 from routing import wire
 from routing.errors import Code, Failure
 from tests.fakes.counting_region import MODEL, CountingRegion, Gate, refusing, running
-from tests.fakes.edge_client import EdgeClient, edge_over, frames
+from tests.fakes.edge_client import EdgeClient, edge_over
+from tests.fakes.events import frames
 
 OTHER = "@cf/test/other"
 FULL = Failure(Code.NO_CAPACITY, "full", retry_after_s=2.0)

@@ -19,17 +19,11 @@ from edge.app import unix_time
 from edge.replies import Kept, Slot
 from edge.store import Store
 from routing.errors import Code, Failure
-from tests.fakes.counting_region import MODEL, CountingRegion, Steps, no_gate, refusing, running
-from tests.fakes.edge_client import ACCOUNT, EdgeClient, edge_over, read_all
+from tests.fakes.counting_region import MODEL, CountingRegion, Steps, no_gate, refusing
+from tests.fakes.edge_client import ACCOUNT, EdgeClient, edge_over
+from tests.fakes.events import read_all
 
 OTHER = "globex"
-
-
-@pytest.fixture
-async def region() -> AsyncGenerator[CountingRegion, None]:
-    counting = CountingRegion()
-    async with running(counting):
-        yield counting
 
 
 @pytest.fixture

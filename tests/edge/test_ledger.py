@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import anyio
 import msgspec
@@ -24,7 +24,8 @@ from tests.fakes.counting_region import (
     refusing,
     running,
 )
-from tests.fakes.edge_client import ACCOUNT, EdgeClient, edge_over, frames, read_all
+from tests.fakes.edge_client import ACCOUNT, EdgeClient, edge_over
+from tests.fakes.events import frames, read_all
 from tests.routing.test_rows import ledger_rows
 
 ENDED = "edgefire_edge_requests_total"
@@ -36,18 +37,8 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def region() -> AsyncGenerator[CountingRegion, None]:
-    counting = CountingRegion()
-    async with running(counting):
-        yield counting
-
-
-@pytest.fixture
-async def edge(
-    tmp_path: Path, region: CountingRegion, file: Path
-) -> AsyncGenerator[EdgeClient, None]:
-    async with edge_over(tmp_path, [region.region], ledger=file) as client:
-        yield client
+def edge_settings(file: Path) -> dict[str, Any]:
+    return {"ledger": file}
 
 
 async def rows_in(file: Path, edge: EdgeClient, count: int) -> list[LedgerRow]:

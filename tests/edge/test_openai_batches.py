@@ -16,7 +16,7 @@ from openai.types import Batch
 from edge import keys
 from edge.app import unix_time
 from edge.settings import Settings
-from tests.fakes.counting_region import MODEL, CountingRegion, Steps, running
+from tests.fakes.counting_region import MODEL, CountingRegion, Steps
 from tests.fakes.edge_client import ACCOUNT, EdgeClient, edge_over
 
 OTHER = "globex"
@@ -24,16 +24,8 @@ END = {"completed", "failed", "cancelled", "expired"}
 
 
 @pytest.fixture
-async def region() -> AsyncGenerator[CountingRegion, None]:
-    counting = CountingRegion()
-    async with running(counting):
-        yield counting
-
-
-@pytest.fixture
-async def edge(tmp_path: Path, region: CountingRegion) -> AsyncGenerator[EdgeClient, None]:
-    async with edge_over(tmp_path, [region.region], store=tmp_path / "store.sqlite") as client:
-        yield client
+def edge_settings(tmp_path: Path) -> dict[str, Any]:
+    return {"store": tmp_path / "store.sqlite"}
 
 
 @pytest.fixture

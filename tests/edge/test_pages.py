@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,14 @@ import pytest
 
 from edge import keys
 from edge.app import unix_time
-from tests.fakes.counting_region import MODEL, CountingRegion, running
-from tests.fakes.edge_client import ACCOUNT, EdgeClient, edge_over, frames
+from tests.fakes.counting_region import MODEL, CountingRegion
+from tests.fakes.edge_client import ACCOUNT, EdgeClient
+from tests.fakes.events import frames
 
 
 @pytest.fixture
-async def region() -> AsyncIterator[CountingRegion]:
-    counting = CountingRegion()
-    async with running(counting):
-        yield counting
-
-
-@pytest.fixture
-async def edge(tmp_path: Path, region: CountingRegion) -> AsyncIterator[EdgeClient]:
-    ledger = tmp_path / "ledger.sqlite"
-    async with edge_over(tmp_path, [region.region], ledger=ledger) as client:
-        yield client
+def edge_settings(tmp_path: Path) -> dict[str, Any]:
+    return {"ledger": tmp_path / "ledger.sqlite"}
 
 
 async def got(edge: EdgeClient, path: str, status: int = 200) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
@@ -14,17 +13,10 @@ from routing.choose import Known
 from routing.health import Breaker
 from routing.region import ModelReport, Place, Region, RegionReport
 from tests.fakes.browser import browser
-from tests.fakes.counting_region import MODEL, CountingRegion, running
-from tests.fakes.edge_client import EdgeClient, edge_over
+from tests.fakes.counting_region import MODEL
+from tests.fakes.edge_client import EdgeClient
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-
-
-@pytest.fixture
-async def edge(tmp_path: Path) -> AsyncIterator[EdgeClient]:
-    region = CountingRegion()
-    async with running(region), edge_over(tmp_path, [region.region]) as client:
-        yield client
 
 
 def known(**more: object) -> Known:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +12,15 @@ import pytest
 from edge import keys
 from edge.app import unix_time
 from routing.errors import Code, Failure
-from tests.fakes.counting_region import MODEL, CountingRegion, refusing, running
-from tests.fakes.edge_client import ACCOUNT, EdgeClient, edge_over
+from tests.fakes.counting_region import MODEL, CountingRegion, refusing
+from tests.fakes.edge_client import ACCOUNT, EdgeClient
 
 OTHER = "globex"
 
 
 @pytest.fixture
-async def region() -> AsyncGenerator[CountingRegion, None]:
-    counting = CountingRegion()
-    async with running(counting):
-        yield counting
-
-
-@pytest.fixture
-async def edge(tmp_path: Path, region: CountingRegion) -> AsyncGenerator[EdgeClient, None]:
-    async with edge_over(tmp_path, [region.region], store=tmp_path / "store.sqlite") as client:
-        yield client
+def edge_settings(tmp_path: Path) -> dict[str, Any]:
+    return {"store": tmp_path / "store.sqlite"}
 
 
 def asked(prompt: str, **fields: object) -> dict[str, object]:

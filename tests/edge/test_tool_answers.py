@@ -31,7 +31,8 @@ from edge.transcript import Transcript
 from routing import wire
 from routing.region import Place
 from tests.fakes.counting_region import running
-from tests.fakes.edge_client import EdgeClient, edge_over, frames
+from tests.fakes.edge_client import EdgeClient, edge_over
+from tests.fakes.events import frames
 from tests.fakes.model_folder import END_ID
 from tests.fakes.saying_region import SayingRegion, assets_with, ids_of
 from tests.fakes.tool_answers import BOTH, NOW, PARIS, REQUEST, WEATHER, called, said

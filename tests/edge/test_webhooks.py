@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import anyio
 import httpx2
@@ -21,7 +21,7 @@ from edge.checks import BadField
 from edge.public_urls import NotPublic, checked_url, is_public, target
 from edge.webhooks import signed
 from tests.edge.test_queued import asked, ended, queue
-from tests.fakes.counting_region import CountingRegion, running
+from tests.fakes.counting_region import CountingRegion
 from tests.fakes.edge_client import EdgeClient, edge_over
 from tests.fakes.serving import serving
 
@@ -68,21 +68,8 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def region() -> AsyncGenerator[CountingRegion, None]:
-    counting = CountingRegion()
-    async with running(counting):
-        yield counting
-
-
-@pytest.fixture
-async def edge(tmp_path: Path, region: CountingRegion) -> AsyncGenerator[EdgeClient, None]:
-    async with edge_over(
-        tmp_path,
-        [region.region],
-        store=tmp_path / "store.sqlite",
-        allow_private_webhooks=True,
-    ) as client:
-        yield client
+def edge_settings(tmp_path: Path) -> dict[str, Any]:
+    return {"store": tmp_path / "store.sqlite", "allow_private_webhooks": True}
 
 
 async def secret(edge: EdgeClient) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 
 import anyio
 import httpx2
-import msgspec
 from anyio.abc import SocketAttribute, SocketStream
 
 from edge import keys
@@ -101,26 +100,6 @@ class EdgeClient:
         lines += [f"content-length: {length}", "", ""]
         await stream.send("\r\n".join(lines).encode() + body)
         return stream
-
-
-async def frames(response: httpx2.Response) -> AsyncIterator[dict[str, Any] | str]:
-    """The data of each event, decoded; "[DONE]" as it is."""
-    async for line in response.aiter_lines():
-        if line.startswith("data: "):
-            data = line.removeprefix("data: ")
-            yield data if data == "[DONE]" else msgspec.json.decode(data)
-
-
-async def read_all(response: httpx2.Response) -> tuple[str, dict[str, int], bool]:
-    """Text, usage, and whether the stream ended as it should."""
-    text, usage, done = "", {}, False
-    async for frame in frames(response):
-        if isinstance(frame, str):
-            done = True
-        else:
-            text += frame["response"]
-            usage = frame.get("usage", usage)
-    return text, usage, done
 
 
 def settings(home: Path, regions: Sequence[Region], **more: Any) -> Settings:

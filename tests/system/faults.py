@@ -19,19 +19,9 @@ from anyio.abc import ByteStream, SocketAttribute, SocketStream
 from origin_gpu.handover import Peer, Watch, Watched, WorkerEvent
 from routing import wire
 from routing.link import Link
+from tests.fakes.events import frames
 from tests.system.procs import wait_ready
-from tests.system.world import (
-    MODEL,
-    PLACES,
-    ROOT,
-    Process,
-    Shape,
-    World,
-    edge_words,
-    frames,
-    start,
-    world,
-)
+from tests.system.world import MODEL, PLACES, ROOT, Process, Shape, World, edge_words, start, world
 from tests.system.world import worker_words as words_of
 
 PATIENCE_S = 30.0  # for what is sure to come, on a busy machine

@@ -8,7 +8,8 @@ from typing import Any
 import anyio
 import pytest
 
-from tests.system.world import ACCOUNT, MODEL, Shape, World, counted, edge_key, read_all, world
+from tests.fakes.events import read_all
+from tests.system.world import ACCOUNT, MODEL, Shape, World, counted, edge_key, world
 
 pytestmark = pytest.mark.system
 USER = [{"role": "user", "content": "A"}]

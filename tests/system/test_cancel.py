@@ -10,7 +10,8 @@ import anyio
 import pytest
 
 from routing.region import ProcessReport
-from tests.system.world import Shape, World, counted, frames, read_all, world
+from tests.fakes.events import frames, read_all
+from tests.system.world import Shape, World, counted, world
 
 pytestmark = pytest.mark.system
 CHUNK = 32

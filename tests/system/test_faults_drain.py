@@ -19,6 +19,7 @@ import pytest
 from origin_gpu.handover import Prefill, Prefilled
 from routing import wire
 from routing.errors import Code
+from tests.fakes.events import read_all
 from tests.system.faults import (
     PATIENCE_S,
     Heard,
@@ -32,7 +33,7 @@ from tests.system.faults import (
     wait_served,
 )
 from tests.system.procs import linked, wait_ready, worker_processes
-from tests.system.world import Process, Shape, World, counted, read_all, start, world
+from tests.system.world import Process, Shape, World, counted, start, world
 
 pytestmark = pytest.mark.system
 NUM_STREAMS, NUM_TOKENS, LONG = 8, 60, 90

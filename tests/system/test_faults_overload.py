@@ -12,8 +12,9 @@ import anyio
 import pytest
 
 from origin_gpu.waits import LEAST_WAIT_S
+from tests.fakes.events import read_all
 from tests.system.faults import PATIENCE_S, metric, nothing_in_flight, status_of
-from tests.system.world import ACCOUNT, Shape, World, counted, edge_key, read_all, world
+from tests.system.world import ACCOUNT, Shape, World, counted, edge_key, world
 
 pytestmark = pytest.mark.system
 MAX_RUNNING, MAX_WAITING = 4, 8

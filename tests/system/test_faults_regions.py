@@ -7,6 +7,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from tests.fakes.events import read_all
 from tests.system.faults import (
     PATIENCE_S,
     Heard,
@@ -18,7 +19,7 @@ from tests.system.faults import (
     status_of,
     world_over,
 )
-from tests.system.world import Shape, World, counted, edge_words, read_all, world
+from tests.system.world import Shape, World, counted, edge_words, world
 
 pytestmark = pytest.mark.system
 BOTH = ("weur", "enam")

@@ -15,6 +15,7 @@ import pytest
 from anyio import to_thread
 
 from routing.usage import LedgerRow
+from tests.fakes.events import frames
 from tests.routing.test_rows import ledger_rows
 from tests.system.faults import (
     PATIENCE_S,
@@ -36,7 +37,6 @@ from tests.system.world import (
     counted,
     edge_key,
     edge_words,
-    frames,
     front_words,
     world,
 )

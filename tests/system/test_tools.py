@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.events import frames
 from tests.system.faults import nothing_in_flight
 from tests.system.test_grammar import real_world
-from tests.system.world import MODEL, World, frames
+from tests.system.world import MODEL, World
 
 pytestmark = pytest.mark.system
 PAINT = {

@@ -7,17 +7,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from tests.system.world import (
-    MODEL,
-    NEAR_ENAM,
-    NEAR_WEUR,
-    Shape,
-    World,
-    counted,
-    frames,
-    read_all,
-    world,
-)
+from tests.fakes.events import frames, read_all
+from tests.system.world import MODEL, NEAR_ENAM, NEAR_WEUR, Shape, World, counted, world
 
 pytestmark = pytest.mark.system
 

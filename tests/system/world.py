@@ -17,7 +17,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import anyio
 import httpx2
@@ -157,27 +156,6 @@ def _idle(report: ProcessReport) -> bool:
 def counted(prompt: str, num_tokens: int) -> str:
     """What the counting model says after `prompt`: the characters that follow its last one."""
     return "".join(chr(ord(prompt[-1]) + 1 + i) for i in range(num_tokens))
-
-
-async def frames(response: httpx2.Response) -> AsyncIterator[dict[str, Any] | str]:
-    """The data of each SSE event, decoded; "[DONE]" as it is."""
-    async for line in response.aiter_lines():
-        if line.startswith("data: "):
-            data = line.removeprefix("data: ")
-            yield data if data == "[DONE]" else msgspec.json.decode(data)
-
-
-async def read_all(response: httpx2.Response) -> tuple[str, dict[str, int], bool]:
-    """Text, usage, and whether the stream ended as it should."""
-    text, usage, done = "", {}, False
-    async for frame in frames(response):
-        if isinstance(frame, str):
-            done = True
-        else:
-            assert not done
-            text += frame["response"]
-            usage = frame.get("usage", usage)
-    return text, usage, done
 
 
 @asynccontextmanager

@@ -9,7 +9,6 @@ one block that is shared by mistake, freed too early or lost on a hand-over make
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from array import array
@@ -26,12 +25,12 @@ from infire.admission import Limits
 from infire.block_tags import BlockTags, with_stale
 from infire.blocks import BlockPool
 from infire.engine import Engine
-from infire.kv_layout import KVGroup, KVLayout
+from infire.kv_layout import KVLayout
 from infire.notes import Hello
 from infire.plan import Row, RowResult, StepPlan
 from infire.scheduler import Scheduler
 from infire.serve import serve_process
-from loadtest.bench.host_model import CONTEXT_WINDOW, VOCABULARY
+from loadtest.bench.engine_parts import engine_flags, hello_of, layout_of, limits_of
 
 FIRST, NUM_IDS = 0x21, 0x7E - 0x21 + 1  # answers are printable ASCII, an id a character
 DTYPE = "float32"
@@ -148,50 +147,22 @@ def checksum_engine(
     *, model: str, kv_tokens: int, block_tokens: int, limits: Limits, step_s: float
 ) -> tuple[Hello, Engine]:
     """An engine that keeps and reads KV, and what it says of itself."""
-    group = KVGroup(
-        kind="full", layers=(0,), num_heads=1, head_dim=1, window=None, block_tokens=block_tokens
-    )
-    layout = KVLayout(groups=(group,), dtype=DTYPE, model_digest=model)
+    layout = layout_of(model, block_tokens=block_tokens, dtype=DTYPE)
     num_blocks = kv_tokens // block_tokens
     scheduler = Scheduler([BlockPool(num_blocks)], layout.groups, limits)
-    hello = Hello(
-        model=model,
-        model_digest=layout.model_digest,
-        layout=layout,
-        context_window=CONTEXT_WINDOW,
-        max_sequence_tokens=scheduler.max_sequence_tokens,
-        vocab_size=VOCABULARY,
-        device="none: it checks sums",
-        dtype=DTYPE,
-        threads=1,
-        load_s=0.0,
-    )
+    hello = hello_of(model, layout, scheduler, device="none: it checks sums")
     return hello, Engine(scheduler, ChecksumRunner(layout, num_blocks, step_s=step_s))
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser()
-    flags.add_argument("--step-s", type=float, required=True, help="how long a step takes")
-    flags.add_argument("--fd", type=int, required=True)
-    flags.add_argument("--model", required=True)
-    flags.add_argument("--kv-tokens", type=int, required=True)
-    flags.add_argument("--block-tokens", type=int, required=True)
-    flags.add_argument("--max-step-tokens", type=int, required=True)
-    flags.add_argument("--max-running", type=int, required=True)
-    given, _ = flags.parse_known_args()  # the others are about computing
-    limits = Limits(
-        max_step_tokens=given.max_step_tokens,
-        max_running=given.max_running,
-        context_window=CONTEXT_WINDOW,
-        vocab_size=VOCABULARY,
-    )
+    given, _ = engine_flags().parse_known_args()  # the others are about computing
     serve_process(
         given.fd,
         lambda: checksum_engine(
             model=given.model,
             kv_tokens=given.kv_tokens,
             block_tokens=given.block_tokens,
-            limits=limits,
+            limits=limits_of(given),
             step_s=given.step_s,
         ),
     )
