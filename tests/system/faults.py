@@ -73,6 +73,13 @@ async def restart(w: World, name: str, words: Sequence[str]) -> Process:
     return start(w, name, words, port)
 
 
+async def second_edge(w: World) -> Process:
+    """Another over the same files."""
+    edge = start(w, "edge-2", edge_words(w, w.home / "fleet.toml"))
+    await wait_ready(w, edge)
+    return edge
+
+
 def is_free(port: int) -> bool:
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -9,8 +9,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from tests.system.faults import PATIENCE_S, status_of
-from tests.system.procs import wait_ready
+from tests.system.faults import PATIENCE_S, second_edge, status_of
 from tests.system.world import (
     ACCOUNT,
     MODEL,
@@ -19,18 +18,10 @@ from tests.system.world import (
     Shape,
     World,
     edge_key,
-    edge_words,
-    start,
     world,
 )
 
 pytestmark = pytest.mark.system
-
-
-async def second_edge(w: World) -> Process:
-    edge = start(w, "edge-2", edge_words(w, w.home / "fleet.toml"))
-    await wait_ready(w, edge)
-    return edge
 
 
 async def ask(w: World, edge: Process, key: str, codes: Counter[int], max_tokens: int = 2) -> None:
