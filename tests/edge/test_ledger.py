@@ -17,13 +17,7 @@ from routing.errors import Code, Failure
 from routing.region import Place
 from routing.rows import WrongFile
 from routing.usage import LedgerRow, tenant_of
-from tests.fakes.counting_region import (
-    MODEL,
-    CountingRegion,
-    Steps,
-    refusing,
-    running,
-)
+from tests.fakes.counting_region import MODEL, CountingRegion, Steps, refusing, running
 from tests.fakes.edge_client import ACCOUNT, EdgeClient, edge_over
 from tests.fakes.events import frames, read_all
 from tests.routing.test_rows import ledger_rows

@@ -17,14 +17,7 @@ from routing.choose import STALE_S
 from routing.errors import Code, Failure
 from routing.health import State
 from routing.wire import TextAssets
-from tests.fakes.counting_region import (
-    ASSETS,
-    MODEL,
-    OTHER_ASSETS,
-    SECRET,
-    CountingRegion,
-    running,
-)
+from tests.fakes.counting_region import ASSETS, MODEL, OTHER_ASSETS, SECRET, CountingRegion, running
 
 
 class Clock:

@@ -6,7 +6,7 @@ The test is their front: it holds the links, and tells them of their peers.
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,19 @@ import httpx2
 import psutil
 from prometheus_client import CollectorRegistry
 
-from origin_gpu.handover import Peer, Watch, Watched, WorkerEvent, WorkerRequest
+from origin_gpu.handover import (
+    Collected,
+    Peer,
+    Prefilled,
+    Watch,
+    Watched,
+    WorkerEvent,
+    WorkerRequest,
+)
 from origin_gpu.settings import WorkerRole, WorkerSettings
 from origin_gpu.worker_app import WorkerApp, create_app, worker_app
 from routing import wire
+from routing.errors import Code
 from routing.link import Link
 from routing.link_frames import Pace
 from routing.region import ProcessReport
@@ -168,3 +177,26 @@ async def local_pair(
 
 def ids(events: list[WorkerEvent]) -> list[int]:
     return [it for event in events if isinstance(event, wire.Tokens) for it in event.ids]
+
+
+def fault(events: list[WorkerEvent], code: Code) -> str:
+    """The detail of the only terminal event, which must be a fault of this code."""
+    terminal = [it for it in events if isinstance(it, wire.Finish | wire.Fault | Collected)]
+    assert len(terminal) == 1
+    assert isinstance(events[-1], wire.Fault)
+    assert events[-1].code is code, events[-1]
+    return events[-1].detail
+
+
+async def prefilled_of(events: Any) -> Prefilled:
+    with anyio.fail_after(PATIENCE_S):
+        first = await anext(aiter(events))
+    assert isinstance(first, Prefilled), first
+    return first
+
+
+async def watched(said: AsyncIterator[WorkerEvent]) -> Watched:
+    """How the worker is, as it says next."""
+    while not isinstance(told := await anext(said), Watched):
+        pass
+    return told

@@ -14,8 +14,7 @@ import pytest
 from origin_gpu.handover import Collected, Computing, Fetch, Prefill, Prefilled, Resume
 from origin_gpu.settings import KVWay
 from routing.errors import Code
-from tests.origin_gpu.local_workers import PATIENCE_S, LocalWorker, ids, local_pair
-from tests.origin_gpu.test_worker import fault
+from tests.origin_gpu.local_workers import PATIENCE_S, LocalWorker, fault, ids, local_pair
 
 Pair: TypeAlias = tuple[LocalWorker, LocalWorker]
 

@@ -18,7 +18,7 @@ from routing.errors import Code, Failure
 from routing.rows import by_request, connected, write
 from routing.usage import JOURNAL, JournalRow, tenant_of
 from tests.fakes.region import MODEL, SECRET, FakeRegion, FakeWorker, Latch, failing, fake_region
-from tests.origin_gpu.test_front import answer, code, ids, request
+from tests.origin_gpu.fronts import answer, code, ids, request
 from tests.routing.test_rows import made
 
 LOST = Failure(Code.LOST, "gone")

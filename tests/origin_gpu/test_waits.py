@@ -7,14 +7,7 @@ from random import Random
 
 import pytest
 
-from origin_gpu.waits import (
-    CALM_S,
-    CROWD_S,
-    LEAST_IN_CROWD_S,
-    LEAST_WAIT_S,
-    Line,
-    Turn,
-)
+from origin_gpu.waits import CALM_S, CROWD_S, LEAST_IN_CROWD_S, LEAST_WAIT_S, Line, Turn
 from routing.errors import Code, Failure
 
 

@@ -10,16 +10,7 @@ import anyio
 import pytest
 
 from tests.system.faults import PATIENCE_S, second_edge, status_of
-from tests.system.world import (
-    ACCOUNT,
-    MODEL,
-    NEAR_WEUR,
-    Process,
-    Shape,
-    World,
-    edge_key,
-    world,
-)
+from tests.system.world import ACCOUNT, MODEL, NEAR_WEUR, Process, Shape, World, edge_key, world
 
 pytestmark = pytest.mark.system
 

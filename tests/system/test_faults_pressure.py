@@ -7,14 +7,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from tests.system.faults import (
-    PATIENCE_S,
-    Heard,
-    hear,
-    metric,
-    nothing_in_flight,
-    status_of,
-)
+from tests.system.faults import PATIENCE_S, Heard, hear, metric, nothing_in_flight, status_of
 from tests.system.world import Shape, World, counted, world
 
 pytestmark = pytest.mark.system

@@ -17,15 +17,7 @@ from tests.system.faults import (
     wait_metric,
 )
 from tests.system.procs import wait_ready
-from tests.system.world import (
-    ACCOUNT,
-    MODEL,
-    NEAR_WEUR,
-    Shape,
-    World,
-    front_words,
-    world,
-)
+from tests.system.world import ACCOUNT, MODEL, NEAR_WEUR, Shape, World, front_words, world
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 EDGES = ("edge", "edge-2")

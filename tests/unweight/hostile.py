@@ -9,12 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unweight.bundles import (
-    left_in,
-)
-from unweight.safetensors_header import (
-    BadFile,
-)
+from tests.unweight.bundles import left_in
+from unweight.safetensors_header import BadFile
 from unweight.writer import check_folder, unpack_folder
 
 

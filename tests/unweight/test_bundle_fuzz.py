@@ -20,9 +20,7 @@ from tests.unweight.bundles import (
     with_header,
 )
 from unweight.reader import Shard
-from unweight.safetensors_header import (
-    BadFile,
-)
+from unweight.safetensors_header import BadFile
 from unweight.writer import pack_folder, unpack_folder
 
 

@@ -9,22 +9,12 @@ import numpy as np
 import pytest
 import zstandard
 
-from tests.unweight.bundles import (
-    MATRIX,
-    SMALL,
-    Change,
-    bf16,
-    by_hand,
-    spoil,
-    taken_apart,
-)
+from tests.unweight.bundles import MATRIX, SMALL, Change, bf16, by_hand, spoil, taken_apart
 from tests.unweight.hostile import at_most, refused
 from unweight.bundle import BadChecksum
 from unweight.coder import encode
 from unweight.reader import Shard
-from unweight.safetensors_header import (
-    WrongOffsets,
-)
+from unweight.safetensors_header import WrongOffsets
 from unweight.samples import trained_like
 
 

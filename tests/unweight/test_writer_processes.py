@@ -11,11 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.unweight.bundles import bundle, files
-from unweight.writer import (
-    check_folder,
-    pack_folder,
-    unpack_folder,
-)
+from unweight.writer import check_folder, pack_folder, unpack_folder
 
 CALLED = (
     "import sys; from pathlib import Path; from unweight import coder, source, writer;"

@@ -11,15 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from infire.kernels.cpu.library import (
-    AttentionArgs,
-    Kind,
-    RopeArgs,
-    Step,
-    Tables,
-    Tape,
-    address,
-)
+from infire.kernels.cpu.library import AttentionArgs, Kind, RopeArgs, Step, Tables, Tape, address
 from infire.kernels.cpu.rope import rope_reference
 from infire.kernels.paged_attention import paged_attention_reference
 from infire.kernels.tiles import Span
