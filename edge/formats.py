@@ -37,10 +37,11 @@ def asked(body: Fields) -> tuple[Grammar | None, str]:
         first, second, *_ = found
         says = f"'{body.at(second)}' cannot be met together with '{body.at(first)}'"
         raise BadField(body.at(second), says)
-    for name, grammar in found.items():
-        has_schema = name == _FORMAT and grammar.kind == "json_schema"
-        return grammar, body.at(name) + ("/json_schema" if has_schema else "")
-    return None, ""
+    if not found:
+        return None, ""
+    [(name, grammar)] = found.items()
+    has_schema = name == _FORMAT and grammar.kind == "json_schema"
+    return grammar, body.at(name) + ("/json_schema" if has_schema else "")
 
 
 def is_json(asked: Grammar | None) -> bool:

@@ -136,6 +136,7 @@ async def test_a_bad_whole_is_refused(edge: EdgeClient, body: dict[str, object])
     assert f"'/{next(name for name in ('webhook', 'requests') if name in body)}'" in answer.text
 
 
+@pytest.mark.slow
 async def test_ten_megabytes_and_no_more(edge: EdgeClient) -> None:
     few = {"requests": [asked("A" * 9_900_000, max_tokens=1)]}
     answer = await queue(edge, few)

@@ -176,6 +176,7 @@ async def test_the_decode_worker_computes_no_prompt_token(tmp_path: Path) -> Non
         await region.wait_idle("prefill-0", "decode-0")
 
 
+@pytest.mark.slow
 async def test_a_worker_of_both_roles_serves_alone(tmp_path: Path) -> None:
     async with real_region(tmp_path, "both-0") as region:
         events = await region.answer(region.request(7))
@@ -207,6 +208,7 @@ async def test_many_requests_at_once_lose_no_token(tmp_path: Path, num_streams: 
         await region.wait_idle(*workers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["decode", "prefill"])
 async def test_a_killed_worker_costs_no_token(tmp_path: Path, lost: str) -> None:
     workers = ("prefill-0", "prefill-1", "decode-0", "decode-1")

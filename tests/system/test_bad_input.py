@@ -132,6 +132,7 @@ async def test_internal_doors_want_the_secret(tmp_path: Path) -> None:
                 assert (await w.client.get(f"{process.url}/{path}")).status_code == 200, name
 
 
+@pytest.mark.slow
 async def test_a_revoked_key_stays_revoked(tmp_path: Path) -> None:
     """Within 5 s in a running edge (25 allowed here), and in one started later."""
     async with world(tmp_path) as w:

@@ -72,6 +72,7 @@ async def test_who_has_waited_long_enough_is_told_when_to_come_back(tmp_path: Pa
         assert [path.read_text().count("start") for path in starts] == [1, 1]
 
 
+@pytest.mark.slow
 async def test_a_model_that_nobody_will_ever_serve_is_unknown_at_once(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         await load_anew(w, 4.0)

@@ -216,6 +216,7 @@ async def test_while_one_of_two_regions_stops_the_other_serves(tmp_path: Path) -
         assert await gone(front, GRACE_S) == 0
 
 
+@pytest.mark.slow
 async def test_an_edge_that_stops_takes_leave_of_its_clients(tmp_path: Path) -> None:
     """Case 17: who asks over a connection that is there, or over a new one, is told to go."""
     async with world(tmp_path, Shape(step_s=0.02)) as w:

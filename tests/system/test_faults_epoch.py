@@ -152,6 +152,7 @@ def other_tokenizer(w: World) -> list[str]:
     return worker_words(w, "decode", folder=folder)
 
 
+@pytest.mark.slow
 async def test_workers_that_do_not_fit_serve_nothing_together(tmp_path: Path) -> None:
     """Case 8: a decode worker comes back as another: 503 until it fits, never a wrong token.
 
@@ -178,6 +179,7 @@ async def test_workers_that_do_not_fit_serve_nothing_together(tmp_path: Path) ->
         await nothing_in_flight(w)
 
 
+@pytest.mark.slow
 async def test_workers_with_blocks_of_two_sizes_fit(tmp_path: Path) -> None:
     """Case 8: KV passes in token order, so the size of a block is each engine's own affair."""
     async with world(tmp_path) as w:

@@ -106,6 +106,7 @@ async def test_random_bodies_never_are_an_error_of_ours(tmp_path: Path) -> None:
         await nothing_in_flight(w)
 
 
+@pytest.mark.slow
 async def test_long_inputs_do_not_hold_up_the_edge(tmp_path: Path) -> None:
     """Case 24: bodies of nearly 10 MB, which are read and tokenised; a probe is answered all the
     while. What else this machine computes can hold up a probe too, but not in each of ten

@@ -54,6 +54,7 @@ async def test_overload_is_refused_and_what_is_admitted_is_right(tmp_path: Path)
         await nothing_in_flight(w)
 
 
+@pytest.mark.slow
 async def test_what_one_region_does_not_take_another_does(tmp_path: Path) -> None:
     """Case 19: the nearest is full, the next has room: nobody is refused."""
     flags = ("--max-running", "2", "--max-waiting", "4")

@@ -98,6 +98,7 @@ async def test_a_prefill_worker_killed_in_the_middle_of_the_read(tmp_path: Path)
         await made.settled("weur-decode")
 
 
+@pytest.mark.slow
 async def test_a_prefill_that_fails_is_told_at_once(tmp_path: Path) -> None:
     """Case 5: an error inside the step. The decode worker does it all; where it fails, too, the
     client is told, and the next request is served."""
@@ -125,6 +126,7 @@ async def ask_in_vain(w: World) -> None:
         await w.raw("A" * 100, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["edge killed", "front killed", "front paused"])
 async def test_kv_that_nobody_will_ask_for_is_freed(tmp_path: Path, lost: str) -> None:
     """Case 6: prefilled, not yet taken by decode. Where nobody can say so, the lease ends it."""

@@ -99,6 +99,7 @@ async def test_a_front_that_starts_anew_and_a_second_one_know_of_caches_at_once(
         await w.settled(*PREFILL, "weur-decode")
 
 
+@pytest.mark.slow
 async def test_a_hint_that_is_wrong_costs_time_and_nothing_else(tmp_path: Path) -> None:
     """Case 21: the worker that had it is killed, comes back with nothing, and is not believed."""
     async with world(tmp_path, TWO_PREFILL) as w:
@@ -116,6 +117,7 @@ async def test_a_hint_that_is_wrong_costs_time_and_nothing_else(tmp_path: Path) 
         await nothing_in_flight(w)
 
 
+@pytest.mark.slow
 async def test_a_hot_prefix_spills_to_others_when_its_worker_is_busy(tmp_path: Path) -> None:
     """Case 20: a burst of prompts that begin alike is not one worker's affair."""
     shape = Shape(roles=TWO_PREFILL.roles, step_s=0.01, worker_flags=("--max-step-tokens", "64"))

@@ -86,6 +86,7 @@ async def test_leaving_while_preempted_or_queued_frees_everything(tmp_path: Path
         await nothing_in_flight(w)
 
 
+@pytest.mark.slow
 async def test_leaving_while_the_kv_waits_for_blocks(tmp_path: Path) -> None:
     """Case 12: handed over to a decode worker whose pool is taken: file and hold go too."""
     flags = ("--kv-tokens", str(BLOCK * 10), "--lease-s", "600")

@@ -80,6 +80,7 @@ async def test_a_stream_that_nobody_goes_on_with_ends_in_an_error(tmp_path: Path
         await w.settled("weur-prefill", "weur-decode")
 
 
+@pytest.mark.slow
 async def test_a_region_out_of_reach_is_left_alone_until_it_is_back(tmp_path: Path) -> None:
     """Case 22: connections refused: every request is answered elsewhere, few are tried in vain
     first, and the region is the first choice again when it is back."""

@@ -246,6 +246,7 @@ async def ask_until_cut(w: World) -> None:
         await w.raw("!", LONG)
 
 
+@pytest.mark.slow
 async def test_a_killed_front_costs_no_row(tmp_path: Path) -> None:
     """Its journal lacks what it was at; the ledger has it all, and reconciliation says which."""
     shape = Shape(regions=BOTH, step_s=0.02, worker_flags=ROOMY)

@@ -70,6 +70,7 @@ async def ended(process: Process) -> int:
     return code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [(flip_a_bit, PART.removesuffix(".sm")), (cut_short, WEIGHTS), (remove, WEIGHTS)],

@@ -106,6 +106,7 @@ async def test_no_token_is_lost(tmp_path: Path, num_streams: int) -> None:
         assert (await w.worker("weur-decode")).prompt_tokens_computed == 0
 
 
+@pytest.mark.slow
 async def test_a_client_is_served_from_the_nearest_region(tmp_path: Path) -> None:
     async with world(tmp_path, Shape(regions=("weur", "enam"))) as w:
         for near, region in [(NEAR_WEUR, "weur"), (NEAR_ENAM, "enam"), (NEAR_WEUR, "weur")]:

@@ -58,6 +58,7 @@ def test_few_rows_are_near_it(weights: Tensor, packed: Linear) -> None:
     assert error < 0.01  # bf16's rounding, and the interpreter truncates
 
 
+@pytest.mark.slow
 def test_asleep_it_computes_the_same(packed: Linear) -> None:
     few, many, ids = x_of(3).to(DEVICE), x_of(20).to(DEVICE), torch.tensor([5, 0, 191]).to(DEVICE)
     before = packed(few), packed(many), packed.rows(ids)
