@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from uuid import uuid4
 
 import anyio
@@ -39,6 +40,7 @@ from edge.metrics import Metrics
 from edge.pages import Pages
 from edge.places import Places
 from edge.prices import Prices
+from edge.queued import Queueable
 from edge.request_logs import RequestLogs
 from edge.response import JSON
 from edge.responses_store import ResponsesStore
@@ -213,13 +215,13 @@ def _run_routes(
 
     def endpoint(api: Api) -> ASGIApp:
         queued = api if isinstance(api, Native) else None
-        return _around(stored)(Run(service, api), api.route, queued)
+        return _around(stored, Run(service, api), api.route, queued)
 
     return [Route(path, endpoint(api), methods=["POST"]) for path, api in posts.items()]
 
 
 def _response_routes(service: Service, stored: Stored | None, store: ResponsesStore) -> list[Route]:
-    around = _around(stored)
+    around = partial(_around, stored)
     return [
         route
         for v1 in V1S
@@ -230,9 +232,11 @@ def _response_routes(service: Service, stored: Stored | None, store: ResponsesSt
     ]
 
 
-def _around(stored: Stored | None) -> Callable[..., ASGIApp]:
-    """What goes around endpoints that run a model: nothing, where nothing is stored."""
-    return (lambda endpoint, *_: endpoint) if stored is None else stored.around
+def _around(
+    stored: Stored | None, endpoint: ASGIApp, route: str, queued: Queueable | None = None
+) -> ASGIApp:
+    """An endpoint that runs a model, with what goes around it where there is a store."""
+    return endpoint if stored is None else stored.around(endpoint, route, queued)
 
 
 def _stored(store: Store | None, service: Service, logs: RequestLogs | None) -> Stored | None:

@@ -107,7 +107,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
-    reasoning_tokens: int = 0  # of the completion: thoughts, and the marks around them
+    reasoning_tokens: int = 0  # of the completion: thoughts, with the last token of each mark
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

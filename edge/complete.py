@@ -6,7 +6,6 @@ HTTP nor how either API spells things.
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -290,19 +289,15 @@ class Walk:
         return upstream.generate(self._watch, choose, prepared.request, max_tries=max_tries)
 
 
-_OF_GRAMMAR = re.compile(
-    "AiError: Bad input: Error: '/(?:response_format|guided_)[^']*'(.*)", re.DOTALL
-)
+_GRAMMAR = "AiError: Bad input: Error: '/grammar'"  # as engines call it
 
 
 def _named(failure: Failure, ask: Ask) -> Failure:
-    """Engines see a grammar, and not in which field the client asked for it, or that it was made
-    here of tools."""
-    found = _OF_GRAMMAR.fullmatch(failure.detail)
-    if failure.code is not Code.BAD_INPUT or found is None:
+    """Engines know no field of a client's, nor that a grammar was made here of tools."""
+    if failure.code is not Code.BAD_INPUT or not failure.detail.startswith(_GRAMMAR):
         return failure
     at = "/tools" if ask.tools.forced or not ask.grammar_at else ask.grammar_at
-    return BadField(at, f"'{at}'{found[1]}")
+    return BadField(at, f"'{at}'{failure.detail.removeprefix(_GRAMMAR)}")
 
 
 def _room(ask: Ask, num_prompt: int, window: int, default: int) -> int:

@@ -25,9 +25,9 @@ from edge.replies import Replies, Slot
 from edge.store_routes import Ground
 
 KEY = "idempotency-key"
-_MOST_KEY_CHARS = 255
-_MOST_METADATA = 5
-_MOST_METADATA_CHARS = 1000
+MOST_KEY_CHARS = 255
+MOST_METADATA = 5
+MOST_METADATA_CHARS = 1000
 _CACHE_S = 300.0  # where only a cache key is named
 MOST_CACHE_S = 2_592_000
 _MOST_BODY_BYTES = 100_000  # of a request and of an answer, that logs keep
@@ -125,8 +125,8 @@ def wanted(headers: Headers) -> Wants:
 
 
 def _key(key: str | None) -> str | None:
-    if key is not None and not (0 < len(key) <= _MOST_KEY_CHARS and key.isprintable()):
-        raise _bad(KEY, f"1 to {_MOST_KEY_CHARS} printable characters")
+    if key is not None and not (0 < len(key) <= MOST_KEY_CHARS and key.isprintable()):
+        raise _bad(KEY, f"1 to {MOST_KEY_CHARS} printable characters")
     return key
 
 
@@ -152,14 +152,14 @@ def _number(headers: Headers, name: str) -> float | None:
 def _metadata(text: str | None) -> dict[str, str | float | bool]:
     if text is None:
         return {}
-    says = f"a JSON object of at most {_MOST_METADATA} strings, numbers and booleans"
+    says = f"a JSON object of at most {MOST_METADATA} strings, numbers and booleans"
     try:
-        if len(text) > _MOST_METADATA_CHARS:
-            raise _bad("cf-aig-metadata", f"at most {_MOST_METADATA_CHARS} characters")
+        if len(text) > MOST_METADATA_CHARS:
+            raise _bad("cf-aig-metadata", f"at most {MOST_METADATA_CHARS} characters")
         found = msgspec.json.decode(text, type=dict[str, str | float | bool])
     except (ValueError, RecursionError):
         raise _bad("cf-aig-metadata", says) from None
-    if len(found) > _MOST_METADATA:
+    if len(found) > MOST_METADATA:
         raise _bad("cf-aig-metadata", says)
     return found
 

@@ -245,7 +245,9 @@ class _Kept(Collector):
     def collect(self) -> Iterator[Metric]:
         kept = self._kept
         calls = [([outcome], count) for outcome, count in kept.store_calls.items()]
-        yield _counter("store_calls", "Calls of the store: ok, refused, away.", ["outcome"], calls)
+        yield _counter(
+            "store_calls", "Calls of the store: ok, refused, away, left.", ["outcome"], calls
+        )
         yield CounterMetricFamily(
             "edgefire_edge_store_busy_seconds",
             "What all calls of the store took, with their waits.",

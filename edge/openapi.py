@@ -11,6 +11,7 @@ from edge.openapi_parts import (
     NUMBER,
     OBJECT,
     Operation,
+    Parameter,
     enveloped,
     path_parameters,
     with_body,
@@ -139,7 +140,7 @@ def _run(
     says: str,
     body: Schema,
     answer: Schema,
-    parameters: list[Operation] | None = None,
+    parameters: list[Parameter] | None = None,
     **more: Any,
 ) -> Operation:
     """A request that runs a model."""

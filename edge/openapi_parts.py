@@ -9,6 +9,7 @@ from edge.schemas import Schema, nullable
 from routing.errors import Code
 
 Operation = dict[str, Any]
+Parameter = dict[str, Any]
 
 OBJECT: Schema = {"type": "object"}
 NUMBER: Schema = {"type": "integer", "minimum": 1}
@@ -78,7 +79,7 @@ def with_body(
         "summary": says,
         "parameters": [],
         "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
-        "responses": given | refusals(*more, error=error),
+        "responses": given | _refusals(*more, error=error),
     }
 
 
@@ -100,11 +101,11 @@ def without_body(
     return {
         "summary": says,
         "parameters": parameters,
-        "responses": {"200": given} | refusals(*more),
+        "responses": {"200": given} | _refusals(*more),
     }
 
 
-def refusals(*more: Code, error: Schema = _ERROR) -> dict[str, Any]:
+def _refusals(*more: Code, error: Schema = _ERROR) -> dict[str, Any]:
     content = {"application/json": {"schema": error}}
     by_status = {str(code.meaning.status): code for code in (*_REFUSALS, *more)}
     return {
@@ -113,12 +114,12 @@ def refusals(*more: Code, error: Schema = _ERROR) -> dict[str, Any]:
     }
 
 
-def headers(schemas: Mapping[str, Schema]) -> list[Operation]:
+def headers(schemas: Mapping[str, Schema]) -> list[Parameter]:
     """Parameters that may come as headers."""
     return [{"name": name, "in": "header", "schema": schema} for name, schema in schemas.items()]
 
 
-def path_parameters(path: str) -> list[Operation]:
+def path_parameters(path: str) -> list[Parameter]:
     names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
     return [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}

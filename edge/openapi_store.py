@@ -19,11 +19,12 @@ from edge.fallback import (
     MOST_TIMEOUT_MS,
     TIMEOUT,
 )
-from edge.gateway import KEY, MOST_CACHE_S
+from edge.gateway import KEY, MOST_CACHE_S, MOST_KEY_CHARS, MOST_METADATA, MOST_METADATA_CHARS
 from edge.openapi_parts import (
     NUMBER,
     OBJECT,
     Operation,
+    Parameter,
     enveloped,
     headers,
     with_body,
@@ -32,7 +33,7 @@ from edge.openapi_parts import (
 from edge.schemas import Schema
 from routing.errors import Code
 
-_WORD: Schema = {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"}
+_VISIBLE: Schema = {"type": "string", "pattern": "^[!-~]+$"}
 _SWITCH: Schema = {"enum": ["true", "false"]}
 
 
@@ -43,30 +44,30 @@ def _whole(low: int, high: int) -> Schema:
 # Of every request that runs a model.
 GATEWAY = headers(
     {
-        KEY: _WORD,
-        "x-session-affinity": _WORD,
+        KEY: _VISIBLE | {"maxLength": MOST_KEY_CHARS},
+        "x-session-affinity": _VISIBLE,
         "cf-aig-cache-ttl": _whole(1, MOST_CACHE_S),
-        "cf-aig-cache-key": _WORD,
+        "cf-aig-cache-key": _VISIBLE,
         "cf-aig-skip-cache": _SWITCH,
         "cf-aig-collect-log": _SWITCH,
         "cf-aig-collect-log-payload": _SWITCH,
         "cf-aig-metadata": {
             "type": "string",
             "contentMediaType": "application/json",
-            "description": "A JSON object of up to five strings, numbers and booleans.",
-            "pattern": '^\\{"[a-z]{1,9}": ([0-9]{1,9}|true|"[a-z]{0,9}")\\}$',
+            "description": f"A JSON object of up to {MOST_METADATA} strings, numbers and booleans.",
+            "maxLength": MOST_METADATA_CHARS,
         },
         TIMEOUT: _whole(1, MOST_TIMEOUT_MS),
         ATTEMPTS: _whole(1, MOST_ATTEMPTS),
         DELAY: _whole(0, MOST_DELAY_MS),
         BACKOFF: {"enum": ["constant", "linear", "exponential"]},
-        MODELS: {"type": "string", "pattern": "^@cf/[a-z]{1,9}/[a-z0-9.-]{1,30}$"},
+        MODELS: _VISIBLE | {"description": "Models to turn to, with commas between."},
     }
 )
 # What such a request is refused with besides: its key is in use, or came with another body.
 GATEWAY_CODES = (Code.CONFLICT, Code.KEY_REUSED)
 # Of the native routes, whose requests may be queued.
-QUEUE: list[Operation] = [
+QUEUE: list[Parameter] = [
     {"name": "queueRequest", "in": "query", "schema": _SWITCH},
     {"name": "webhook", "in": "query", "schema": {"type": "string", "format": "uri"}},
 ]

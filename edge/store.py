@@ -59,7 +59,7 @@ class Store:
         self._making = threading.Lock()
         self._idle: list[tuple[Db, int]] = []  # with the inode of its file
         self._away_until = float("-inf")
-        self.calls: Counter[str] = Counter()  # ended, by how: ok, refused, away
+        self.calls: Counter[str] = Counter()  # ended, by how: ok, refused, away, left
         self.busy_s = 0.0  # that they took together, with their waits
         try:
             self._idle.append(self._open())
@@ -83,14 +83,12 @@ class Store:
             self._idle.pop()[0].close()
 
     async def _call(self, work: Callable[[float], T]) -> T:
-        started, outcome = time.monotonic(), "away"
+        started, outcome = time.monotonic(), "left"
         try:
             made = await self._try(work)
             outcome = "ok"
-        except StoreAway:
-            raise
-        except Failure:  # what was asked for is not there, or not allowed
-            outcome = "refused"
+        except Failure as failure:  # else: what was asked for is not there, or not allowed
+            outcome = "away" if isinstance(failure, StoreAway) else "refused"
             raise
         finally:
             self.calls[outcome] += 1

@@ -21,14 +21,8 @@ from infire.request import Grammar, Sequence
 
 LANES = 2  # grammars checked at a time
 
-# What clients call it. An edge may know better: it sees the request.
-FIELDS = {
-    "json_object": "/response_format",
-    "json_schema": "/response_format/json_schema",
-    "regex": "/guided_regex",
-    "choice": "/guided_choice",
-    "lark": "/guided_grammar",
-}
+# What a refusal calls it. An edge says which of the client's fields it was.
+FIELD = "/grammar"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +64,8 @@ class Grammars:
             return
         with self._changed:
             self._asked.put(sequence)
-            if not self._num_idle and len(self._threads) < len(self._checkers):
+            # Idle ones may have been woken for others, and not have come to it yet.
+            if len(self._asked) > self._num_idle and len(self._threads) < len(self._checkers):
                 self._start(self._checkers[len(self._threads)])
             self._changed.notify()
 
@@ -151,6 +146,5 @@ def _too_long(grammar: Grammar) -> str:
 
 
 def _bad(sequence: Sequence, fault: str) -> Ready:
-    assert sequence.grammar is not None
-    detail = f"AiError: Bad input: Error: '{FIELDS[sequence.grammar.kind]}': {fault}"
+    detail = f"AiError: Bad input: Error: '{FIELD}': {fault}"
     return Ready(request_id=sequence.request_id, detail=detail)

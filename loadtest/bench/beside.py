@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from statistics import median
@@ -14,7 +14,7 @@ from loadtest.bench.client import Client
 from loadtest.bench.fleets import fleet
 from loadtest.bench.measure import Prompts, fit
 from loadtest.bench.streams import Answered
-from loadtest.bench.table import markdown, number
+from loadtest.bench.table import markdown, number, spread
 from loadtest.report import percentile
 from routing.fleetfile import WorkerRow
 
@@ -143,7 +143,7 @@ def table(seen: Table) -> str:
                 name,
                 f"{beside:,} tokens" if beside else "nothing",
                 *(_ms(percentile(gaps, share)) for share in (0.5, 0.99, 1.0)),
-                _spread(it.worst_s),
+                spread([1000 * one for one in it.worst_s]),
                 f"{len(gaps):,}",
                 str(len(it.answers)),
                 _ms(median(one.ttft_s for one in it.answers)) if it.answers else "",
@@ -166,7 +166,7 @@ def short_table(seen: Table) -> str:
                 _ms(median(one.ttft_s for one in it.answers)),
                 _ms(median(one.texts[1] - one.sent for one in whole)),
                 *(_ms(percentile(gaps, share)) for share in (0.5, 0.99)),
-                _spread(it.worst_s),
+                spread([1000 * one for one in it.worst_s]),
                 str(len(it.answers)),
             ]
         )
@@ -175,7 +175,3 @@ def short_table(seen: Table) -> str:
 
 def _ms(seconds: float) -> str:
     return number(1000 * seconds)
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{_ms(median(values))} ({_ms(min(values))}-{_ms(max(values))})"

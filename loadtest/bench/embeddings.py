@@ -23,7 +23,7 @@ from infire.embed import EmbedEngine
 from infire.load_encoder import load_encoder
 from infire.notes import Embedded, EmbedTexts
 from loadtest.bench.processor import machine
-from loadtest.bench.table import markdown, number
+from loadtest.bench.table import markdown, number, spread
 
 BATCH = 32  # texts, as sentence-transformers has it
 FIRST_ID, LAST_ID, BEGIN, END = 1000, 29_000, 101, 102  # of BERT's vocabulary
@@ -124,9 +124,9 @@ def run(
         rows.append(
             [
                 f"{count} of {low} to {high} tokens",
-                *(_spread([1000 * it for it in seconds[name]]) for name in both),
+                *(spread([1000 * it for it in seconds[name]]) for name in both),
                 number(median(n / s for n, s in zip(tokens, seconds["ours"], strict=True))),
-                _spread(ratios),
+                spread(ratios),
             ]
         )
     heads = ["texts", "ours, ms", "transformers, ms", "ours, tokens/s", "as fast, times"]
@@ -134,10 +134,6 @@ def run(
     typer.echo(
         f"{machine()}; {threads} threads, FP32; {rounds} rounds in turn: median (least-most)."
     )
-
-
-def _spread(values: list[float]) -> str:
-    return f"{number(median(values))} ({number(min(values))}-{number(max(values))})"
 
 
 if __name__ == "__main__":

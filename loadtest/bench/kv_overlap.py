@@ -13,7 +13,6 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import count
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Annotated
@@ -25,7 +24,7 @@ from loadtest.bench.client import wait_ready
 from loadtest.bench.fleets import MODEL, READY_S
 from loadtest.bench.processor import machine
 from loadtest.bench.servers import free_port, running
-from loadtest.bench.table import markdown, number
+from loadtest.bench.table import markdown, spread
 from origin_gpu.handover import (
     Computing,
     Fetch,
@@ -150,15 +149,10 @@ async def measure(model_dir: Path, num_prompt: int, rounds: int) -> Times:
 def table(times: Times) -> str:
     heads = ["way", "KV is collected", "first token, ms", "first to second token, ms", "n"]
     rows = [
-        [way, when, *(_spread([it[n] for it in found]) for n in (0, 1)), str(len(found))]
+        [way, when, *(spread([1000 * it[n] for it in found]) for n in (0, 1)), str(len(found))]
         for (way, when), found in sorted(times.items(), reverse=True)
     ]
     return markdown(heads, rows)
-
-
-def _spread(seconds: list[float]) -> str:
-    middle, least, most = (number(1000 * f(seconds)) for f in (median, min, max))
-    return f"{middle} ({least}-{most})"
 
 
 @app.command(help=__doc__)

@@ -6,6 +6,7 @@ A part lies between `<!-- NAME: begin -->` and `<!-- NAME: end -->`, each on a l
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from statistics import median
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # so that a machine with a GPU and little else can write tables
@@ -23,6 +24,13 @@ def number(value: float) -> str:
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """The median, and least and most."""
+    if not values:
+        return "-"
+    return f"{number(median(values))} ({number(min(values))}-{number(max(values))})"
 
 
 def with_part(text: str, name: str, part: str) -> str:

@@ -125,6 +125,27 @@ async def test_a_statement_that_takes_too_long_is_ended(
     store.close()
 
 
+async def test_calls_are_counted_by_how_they_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "store.sqlite")
+    await store.write(put)
+
+    def refuse(db: Db) -> None:
+        raise Failure(Code.NOT_FOUND, "not there")
+
+    with pytest.raises(Failure, match="not there"):
+        await store.read(refuse)
+    with anyio.move_on_after(0.05):
+        await store.read(lambda db: time.sleep(0.5))
+    monkeypatch.setattr(store_module, "CALL_S", 0.05)
+    with pytest.raises(StoreAway):
+        await store.read(lambda db: time.sleep(0.5))
+    assert store.calls == {"ok": 1, "refused": 1, "left": 1, "away": 1}
+    assert store.busy_s > 0
+    store.close()
+
+
 async def test_a_file_that_was_deleted_is_made_anew(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     store = Store(path)

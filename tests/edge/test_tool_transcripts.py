@@ -20,7 +20,7 @@ from tests.fakes.edge_client import EdgeClient, edge_over
 from tests.fakes.model_folder import END_ID
 from tests.fakes.saying_region import SayingRegion, assets_with, ids_of
 from tests.fakes.tool_answers import NOW, PARIS, REQUEST, WEATHER, said
-from tests.fakes.tool_templates import HERMES, QWEN3, SPECIAL, TEMPLATES
+from tests.fakes.tool_templates import HARMONY, HERMES, QWEN3, SPECIAL, TEMPLATES
 
 __all__ = ["edge", "region"]  # fixtures
 
@@ -133,6 +133,17 @@ class TestTranscripts:
         assert end.usage.completion_tokens == len(thoughts) + 5
         _, end = told(Transcribed(template=QWEN3).tell("So.", burst))
         assert end.usage.reasoning_tokens == 0
+
+    @pytest.mark.parametrize("burst", [1, 3, 1000])
+    def test_tokens_of_a_channel_of_thoughts_are_counted(self, burst: int) -> None:
+        thoughts = "<|channel|>analysis<|message|>hm<|end|>"
+        text = f"{thoughts}<|start|>assistant<|channel|>final<|message|>Hi"
+        made = Transcribed("harmony", template=HARMONY)
+        pieces, end = told(made.tell(text, burst))
+        assert (gather(pieces).reasoning, gather(pieces).text) == ("hm", "Hi")
+        head = thoughts.removesuffix("<|message|>hm<|end|>")
+        of_head = len(ids_of(head, made.special)) + len(ids_of("<|message|>", made.special)) - 1
+        assert end.usage.reasoning_tokens == len(ids_of(thoughts, made.special)) - of_head
 
     def test_a_stop_string_does_not_go_on_behind_a_call(self) -> None:
         made = Transcribed(stops=("E\nND",))

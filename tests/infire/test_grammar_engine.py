@@ -269,12 +269,12 @@ def test_what_does_not_match_cannot_be_resumed(rig: Callable[..., Rig]) -> None:
 @pytest.mark.parametrize(
     ("grammar", "field"),
     [
-        (BAD, "'/guided_regex': "),
-        (Grammar("json_schema", '{"type": "nope"}'), "'/response_format/json_schema': "),
-        (Grammar("choice", "[]"), "'/guided_choice': no choice"),
-        (Grammar("lark", "start: start"), "'/guided_grammar': nothing can match it"),
-        (Grammar("regex", "a" * 70_000), "'/guided_regex': it is longer than 65536 bytes"),
-        (Grammar("regex", "é" * 40_000), "'/guided_regex': more than 65536 bytes"),
+        (BAD, "'/grammar': "),
+        (Grammar("json_schema", '{"type": "nope"}'), "'/grammar': "),
+        (Grammar("choice", "[]"), "'/grammar': no choice"),
+        (Grammar("lark", "start: start"), "'/grammar': nothing can match it"),
+        (Grammar("regex", "a" * 70_000), "'/grammar': it is longer than 65536 bytes"),
+        (Grammar("regex", "é" * 40_000), "'/grammar': more than 65536 bytes"),
     ],
 )
 def test_a_bad_grammar_is_refused_before_anything_is_computed(

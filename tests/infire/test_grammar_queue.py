@@ -149,6 +149,24 @@ def test_hostile_grammars_of_one_tenant_hold_up_nobody_else(tmp_path: Path, go: 
     assert "grammars" not in {thread.name for thread in threading.enumerate()}
 
 
+def test_a_lane_that_was_woken_for_another_is_not_counted_on(tmp_path: Path, go: Event) -> None:
+    """One thread rests; two grammars come before it is awake: the second has a thread, too."""
+    folder = make_counting_folder(tmp_path)
+    templates = read_templates(folder, BYTES_SIZE)
+    assert templates is not None
+    grammars = Grammars(templates, [SlowChecker(folder, go) for _ in range(2)])
+    try:
+        grammars.want(asked("first", b"good", "x"))
+        ready(grammars, 1)
+        with grammars._changed:  # the thread cannot come to itself
+            grammars.want(asked("bad", b"bad", "slow"))
+            grammars.want(asked("good", b"good", "y"))
+        assert [one.request_id for one in ready(grammars, 1)] == ["good"]
+    finally:
+        go.set()
+        grammars.close()
+
+
 def ready(grammars: Grammars, count: int) -> list[Ready]:
     found: list[Ready] = []
     until = time.monotonic() + 30

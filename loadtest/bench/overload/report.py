@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 
 from loadtest.bench.overload.run import Window
-from loadtest.bench.table import markdown, number
+from loadtest.bench.table import markdown, spread
 
 _HEADS = (
     "line, load",
@@ -37,20 +37,14 @@ def _row(kind: str, load: float, windows: Sequence[Window]) -> list[str]:
         f"{kind}, {load:g} x",
         f"{sum(asked)}",
         f"{median(shares):.0f} %" if shares else "-",
-        _spread([1000 * at(it.ttft_s, 0.5) for it in windows if it.ttft_s]),
-        _spread([1000 * at(it.ttft_s, 0.95) for it in windows if it.ttft_s]),
-        _spread([1000 * at(it.total_s, 0.5) for it in windows if it.total_s]),
-        _spread([1000 * at(it.refused_s, 0.5) for it in windows if it.refused_s]),
-        _spread([1000 * at(it.refused_s, 0.99) for it in windows if it.refused_s]),
+        spread([1000 * at(it.ttft_s, 0.5) for it in windows if it.ttft_s]),
+        spread([1000 * at(it.ttft_s, 0.95) for it in windows if it.ttft_s]),
+        spread([1000 * at(it.total_s, 0.5) for it in windows if it.total_s]),
+        spread([1000 * at(it.refused_s, 0.5) for it in windows if it.refused_s]),
+        spread([1000 * at(it.refused_s, 0.99) for it in windows if it.refused_s]),
     ]
 
 
 def at(values: Sequence[float], share: float) -> float:
     """The value below which that share of them lies."""
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
-
-
-def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return "-"
-    return f"{number(median(values))} ({number(min(values))}-{number(max(values))})"
