@@ -212,7 +212,11 @@ class Passage:
         held: ExitStack,
         fetch: Callable[[KVTicket], None],
     ) -> Prefilled:
-        """The worker's answer; from then on `held` keeps the KV there until it is collected."""
+        """The worker's answer; from then on `held` keeps the KV there until it is collected.
+
+        What was decoded to its end was collected: that the worker hears from the collector, maybe
+        after it would hear us hang up.
+        """
         answers: list[WorkerEvent] = []
         answered = anyio.Event()
 
@@ -226,7 +230,8 @@ class Passage:
 
         self._asked = self.prefill_worker = worker
         with self._pool.charge(worker, max(1, self._context - self._known.get(worker, 0))):
-            held.callback(self._pool.open(worker, Prefill(request), hear).cancel)
+            call = self._pool.open(worker, Prefill(request), hear)
+            held.push(lambda failed, *_: call.cancel() if failed else None)
             await answered.wait()
         match answers:
             case [Prefilled() as prefilled, *_]:

@@ -1,7 +1,8 @@
 """The prefill role: compute a prompt and its first token, then hold the KV until it is collected.
 
 The front's stream stays open for as long as KV is held. Whoever ends first ends the hold: the
-collector by having got everything, the front by hanging up, or the lease when both are dead.
+collector by having got everything, the front by hanging up when the request is over before that, or
+the lease when both are dead.
 """
 
 from __future__ import annotations

@@ -20,6 +20,23 @@ async def test_a_request_is_prefilled_handed_over_and_decoded() -> None:
         assert 0 < prefill.request.budget_s <= 20
 
 
+async def test_a_prefill_worker_hears_that_its_kv_is_gone_before_the_front_hangs_up() -> None:
+    """However late it hears of it: what the client got to its end was not given up."""
+    late = Latch()
+
+    async def gate(asked: wire.Generate) -> None:
+        if asked.request_id == "late":
+            await late(asked)
+
+    async with split_region() as region:
+        region["p0"].gates["held"] = gate
+        assert (await answer(region, request(request_id="late")))[-1] == finish()
+        # The front would have hung up before it asked for this, over the same connection.
+        assert (await answer(region, request(200)))[-1] == finish()
+        assert region["p0"].open["Prefill"] == 1
+        late.open()
+
+
 async def test_the_first_token_does_not_wait_for_the_decode_worker() -> None:
     async with split_region() as region:
         region["d0"].gates["collect"] = latch = Latch()
