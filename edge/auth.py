@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from jwt.types import Options
 from msgspec import Struct, convert
 
-from edge.keys import ACCOUNT, PUBLIC, REVOKED, RUN, public_keys, revoked_ids
+from edge.keys import ACCOUNT, PUBLIC, REVOKED, RUN, Grant, public_keys, revoked_ids
 from edge.limits import Limit, parse_limit
 from routing.errors import Code, Failure
 
@@ -39,10 +39,23 @@ class Tenant:
     limits: tuple[Limit, ...] = ()  # of this key, over its account's
     priority: int = 0
 
+    @property
+    def grant(self) -> Grant:
+        """What its key is good for, as it is written."""
+        limits = tuple(map(str, self.limits))
+        return Grant(scopes=tuple(sorted(self.scopes)), limits=limits, priority=self.priority)
 
-def tenant_of(account: str, key_id: str) -> Tenant:
-    """The tenant again that a good key of this id was, once."""
-    return Tenant(account=account, key_id=key_id, salt=_salt(account), scopes=frozenset({RUN}))
+
+def tenant_of(account: str, key_id: str, grant: Grant) -> Tenant:
+    """Who holds a key of this id that is good for so much."""
+    return Tenant(
+        account=account,
+        key_id=key_id,
+        salt=_salt(account),
+        scopes=frozenset(grant.scopes),
+        limits=tuple(map(parse_limit, grant.limits)),
+        priority=grant.priority,
+    )
 
 
 class _Claims(Struct, frozen=True):
@@ -98,6 +111,15 @@ class Verifier:
         if scope not in tenant.scopes:
             raise _refusal(f"the key lacks the scope {scope}")
         return tenant
+
+    def check(self, tenant: Tenant) -> None:
+        """Failure where its key, once found good, has been revoked since: UNAUTHENTICATED, which is
+        for good, and UNAVAILABLE while that cannot be known."""
+        self._refresh(self._clock())
+        if self._revoked is None:
+            raise Failure(Code.UNAVAILABLE, "which keys are revoked cannot be read")
+        if tenant.key_id in self._revoked:
+            raise _refusal("the key is revoked")
 
     def _key(self, key: str) -> _Known:
         """From the cache when its signature was checked before."""
@@ -174,20 +196,12 @@ def _verified(key: str, public: dict[str, Ed25519PublicKey]) -> _Known:
         if signer is None:
             raise _refusal("the key is signed by nobody known here")
         claims = convert(jwt.decode(key, signer, algorithms=["EdDSA"], options=_UNTIMED), _Claims)
-        limits = tuple(parse_limit(text) for text in claims.limits)
+        grant = Grant(scopes=tuple(claims.scopes), limits=claims.limits, priority=claims.priority)
     except (jwt.InvalidTokenError, ValueError, RecursionError):  # msgspec's are ValueErrors
         raise _refusal("the key is malformed") from None
     if not ACCOUNT.fullmatch(claims.sub):
         raise _refusal("the key names no account")
-    tenant = Tenant(
-        account=claims.sub,
-        key_id=claims.jti,
-        salt=_salt(claims.sub),
-        scopes=claims.scopes,
-        limits=limits,
-        priority=claims.priority,
-    )
-    return _Known(tenant=tenant, expires=claims.exp)
+    return _Known(tenant=tenant_of(claims.sub, claims.jti, grant), expires=claims.exp)
 
 
 # PyJWT would ask the system's clock; this module is given one.

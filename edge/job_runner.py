@@ -10,7 +10,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol, TypeVar
 from uuid import uuid4
@@ -23,7 +23,7 @@ from starlette.types import ASGIApp
 
 from edge import inside, jobs
 from edge.auth import tenant_of
-from edge.inside import Answered
+from edge.inside import PRIORITY, Answered
 from edge.jobs import Extra, Item, Job, Status
 from edge.pace import Pace
 from edge.store import Db, Store, StoreAway
@@ -129,12 +129,17 @@ class JobRunner:
         finally:
             self._num_held -= 1
             with anyio.CancelScope(shield=True), anyio.move_on_after(RELEASE_S):
-                await self._release(job)
+                await self._release(held)
             self.wake()
 
-    async def _release(self, job: Job) -> None:
+    async def _release(self, held: _Held) -> None:
+        """What found no room for long rests, so that other jobs come to be held."""
+        job, now = held.job, self._clock()
+        rest_s = 0.0 if self._drain.begun else held.pace.wait_s(now)
+        rest_until = min(now + rest_s, job.deadline) if rest_s else 0.0
+        release = partial(jobs.release, job=job.id, holder=job.holder, rest_until=rest_until)
         with suppress(StoreAway):  # then it runs out
-            await self._store.write(partial(jobs.release, job=job.id, holder=job.holder))
+            await self._store.write(release)
 
     async def _keep_lease(self, held: _Held, lost: Callable[[], None]) -> None:
         while self._clock() < held.until:
@@ -192,10 +197,9 @@ class JobRunner:
         """One request after another, as long as there are any that should be asked."""
         while waiting and self._wanted(held):
             item = waiting.popleft()
-            async with asking:
-                load = partial(jobs.next_of, job=held.job.id, place=item)
-                held.status, body = await self._insist(partial(self._store.read, load))
-                answered = None if body is None else await self._ask(held, app, body)
+            load = partial(jobs.next_of, job=held.job.id, place=item)
+            held.status, body = await self._insist(partial(self._store.read, load))
+            answered = None if body is None else await self._ask(held, app, body, asking)
             if answered is not None:
                 outcome = "ok" if answered.status == 200 else "failed"
                 self.answered[held.job.kind, outcome] += 1
@@ -209,14 +213,25 @@ class JobRunner:
         except StoreAway:
             await self._insist(partial(self._store.write, work))
 
-    async def _ask(self, held: _Held, app: ASGIApp, body: bytes) -> Answered | None:
-        """The answer; None where there is no more time for one here."""
-        tenant, num_failures = tenant_of(held.job.account, held.job.key_id), 0
+    async def _ask(
+        self, held: _Held, app: ASGIApp, body: bytes, asking: CapacityLimiter
+    ) -> Answered | None:
+        """The answer; None where there is no more time for one here.
+
+        `asking` is not taken while it waits for room, which other jobs may have.
+        """
+        job, num_failures = held.job, 0
+        grant = job.more.grant
+        last = replace(grant, priority=min(grant.priority, PRIORITY))
+        tenant = tenant_of(job.account, job.key_id, last)
         while self._wanted(held):
             if wait_s := held.pace.wait_s(self._clock()):
                 await anyio.sleep(min(wait_s, POLL_S))
                 continue
-            answered = await inside.ask(app, tenant, held.job.route, body)
+            async with asking:
+                if not self._wanted(held) or held.pace.wait_s(self._clock()):
+                    continue
+                answered = await inside.ask(app, tenant, job.route, body)
             if answered.status in _BUSY:
                 held.pace.busy(self._clock(), answered.retry_after_s)
                 continue
@@ -228,8 +243,9 @@ class JobRunner:
 
     def _wanted(self, held: _Held) -> bool:
         """Whether another request of the job may begin."""
-        in_time = self._clock() < held.job.deadline
-        return in_time and held.status == "running" and not self._drain.begun
+        if self._drain.begun or held.pace.slowest:
+            return False
+        return held.status == "running" and self._clock() < held.job.deadline
 
     async def _insist(self, work: Callable[[], Awaitable[T]]) -> T:
         """Again while the store is away: the lease ends that."""

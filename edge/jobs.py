@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from edge.keys import Grant
 from edge.store import Db
 
 Kind = Literal["queue", "batch"]
@@ -22,8 +23,9 @@ Status = Literal[
 
 
 class Extra(Struct, kw_only=True, omit_defaults=True):
-    """What only a batch has."""
+    """What only a batch has, and what its key was good for when any job was asked for."""
 
+    grant: Grant = Grant()
     endpoint: str = ""
     input_file: str = ""
     window: str = ""
@@ -125,12 +127,14 @@ def some_to_claim(db: Db, now: float) -> bool:
 def claim(db: Db, holder: str, now: float, lease_s: float) -> Job | None:
     """The job to go on with, of which nobody has the lease; now `holder` has.
 
-    Accounts of which the fewest are being worked on go first, then the oldest.
+    Accounts of which the fewest are being worked on go first, then what nobody has held yet, the
+    oldest first, then what has rested for longest.
     """
     busy = "SELECT count(*) FROM jobs other WHERE other.account = jobs.account"
     row = db.execute(
         "SELECT id FROM jobs WHERE ended IS NULL AND lease_until < ?"
-        f" ORDER BY ({busy} AND other.ended IS NULL AND other.lease_until >= ?), created LIMIT 1",
+        f" ORDER BY ({busy} AND other.ended IS NULL AND other.lease_until >= ?),"
+        " lease_until, created LIMIT 1",
         (now, now),
     ).fetchone()
     if row is None:
@@ -153,11 +157,12 @@ def renew(db: Db, job: str, holder: str, now: float, lease_s: float) -> Status |
     return None if row is None else row[0]
 
 
-def release(db: Db, job: str, holder: str) -> None:
-    """Let others go on."""
+def release(db: Db, job: str, holder: str, rest_until: float = 0.0) -> None:
+    """Let others go on, but not before then."""
     db.execute(
-        "UPDATE jobs SET lease_until = 0 WHERE id = ? AND holder = ? AND ended IS NULL",
-        (job, holder),
+        "UPDATE jobs SET lease_until = ?, holder = '' WHERE id = ? AND holder = ?"
+        " AND ended IS NULL",
+        (rest_until, job, holder),
     )
 
 
@@ -241,7 +246,8 @@ def cancel(db: Db, job: Job, now: float) -> None:
     extra = job.more
     extra.cancelling_at = now
     db.execute(
-        "UPDATE jobs SET status = 'cancelling', extra = ?"
+        "UPDATE jobs SET status = 'cancelling', extra = ?,"
+        " lease_until = CASE holder WHEN '' THEN 0 ELSE lease_until END"  # no rest any more
         " WHERE id = ? AND ended IS NULL AND status != 'cancelling'",
         (msgspec.json.encode(extra), job.id),
     )

@@ -53,6 +53,7 @@ class OpenAIBatches:
             raise BadField("/completion_window", says)
         now = self._ground.clock()
         extra = jobs.Extra(
+            grant=tenant.grant,
             endpoint=endpoint,
             input_file=needed(fields.text("input_file_id"), "input_file_id"),
             window=WINDOW,

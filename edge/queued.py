@@ -26,7 +26,7 @@ from edge.checks import BadField, Fields, as_fields, read
 from edge.complete import Walk
 from edge.door import record_of
 from edge.envelope import envelope, error_envelope
-from edge.jobs import Item, Job
+from edge.jobs import Extra, Item, Job
 from edge.public_urls import checked_url
 from edge.response import JSON
 from edge.store import Db
@@ -103,6 +103,7 @@ class Queue:
             forget=now + DEADLINE_S + self._ground.settings.result_days * 86_400,
             total=len(asked),
             webhook=checked_url(webhook, "/webhook") if webhook else "",
+            extra=msgspec.json.encode(Extra(grant=tenant.grant)),
         )
         await self._ground.store.write(partial(_add, job=job, asked=asked))
         self._wake()

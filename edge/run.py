@@ -22,7 +22,7 @@ from edge import anthropic, anthropic_answer, completions, embeddings, formats, 
 from edge.allowance import Allowance
 from edge.api import Api
 from edge.ask import Ask, Broke, End, Piece, Text
-from edge.auth import Verifier
+from edge.auth import Tenant, Verifier
 from edge.checks import BadField, Fields, read
 from edge.choices import Choice, Choices
 from edge.clients import Clients, read_body
@@ -31,7 +31,7 @@ from edge.door import record_of
 from edge.embed import EmbedWalk
 from edge.embeddings import EmbedAsk
 from edge.fallback import MODELS, Try, carry_out, first_within, plan_of
-from edge.inside import PRIORITY, asks_inside
+from edge.inside import asks_inside
 from edge.metrics import Record
 from edge.places import Places
 from edge.response import send_whole, start_events
@@ -169,10 +169,7 @@ class Run:
         record, settings = record_of(scope), self._service.settings
         record.route = self._api.route
         headers = Headers(scope=scope)
-        inside = asks_inside(scope)
-        tenant = inside or self._service.verifier.tenant(
-            authorization(headers), scope["path_params"].get("account_id")
-        )
+        tenant = self._tenant(scope, headers)
         record.account, record.tenant = tenant.account, tenant
         with self._service.drain.until_cut():
             await self._service.walk.wait_settled()
@@ -190,12 +187,21 @@ class Run:
             tenant=tenant,
             place=self._service.places.of(peer, headers),
             session=headers.get("x-session-affinity"),
-            priority=PRIORITY if inside else tenant.priority,
+            priority=tenant.priority,
         )
         work = partial(self._answer, scope, body, caller, record)
         left = await self._service.clients.attend(scope, receive, send, work)
         if left is not None:
             record.outcome = left
+
+    def _tenant(self, scope: Scope, headers: Headers) -> Tenant:
+        """Who asks, by a key that is good now. Raises Failure."""
+        verifier = self._service.verifier
+        if (inside := asks_inside(scope)) is None:
+            account = scope["path_params"].get("account_id")
+            return verifier.tenant(authorization(headers), account)
+        verifier.check(inside)
+        return inside
 
     async def _answer(
         self, scope: Scope, body: bytes, caller: Caller, record: Record, send: Send

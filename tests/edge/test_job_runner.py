@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from edge import jobs
 from edge.inside import asks_inside
-from edge.job_runner import LEASE_S, JobRunner, end_of, used
+from edge.job_runner import LEASE_S, MOST_JOBS, JobRunner, end_of, used
 from edge.jobs import Extra, Item, Job, Status
 from edge.pace import FIRST_S, LAST_S, Pace
 from edge.store import Store
@@ -38,6 +38,7 @@ class App:
     statuses: dict[str, list[int]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     gate: anyio.Event | None = None
+    retry_after: str | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         tenant = asks_inside(scope)
@@ -51,6 +52,8 @@ class App:
         status = left.pop(0) if left else 200
         usage = {"prompt_tokens": 2, "completion_tokens": 3}
         headers = {"x-request-id": f"id-{len(self.asked)}"}
+        if self.retry_after is not None:
+            headers["retry-after"] = self.retry_after
         await JSONResponse({"result": {"usage": usage}}, status, headers)(scope, receive, send)
 
 
@@ -65,10 +68,11 @@ class Bench:
     def clock(self) -> float:
         return self.now
 
-    async def add(self, *bodies: str, deadline: float = 1e9) -> str:
+    async def add(self, *bodies: str, deadline: float = 1e9, name: str = "") -> str:
         job = Job(
-            id=f"j{self.now}", account="acme", key_id="k", kind="queue", route="run/m", model="m",
-            status="queued", created=self.now, deadline=deadline, forget=2e9, total=len(bodies),
+            id=name or f"j{self.now}", account="acme", key_id="k", kind="queue", route="run/m",
+            model="m", status="queued", created=self.now, deadline=deadline, forget=2e9,
+            total=len(bodies),
         )  # fmt: skip
 
         def work(db: jobs.Db) -> None:
@@ -144,6 +148,41 @@ async def test_where_there_is_no_room_it_waits(bench: Bench) -> None:
     bench.now += 2 * FIRST_S
     job, [item] = await bench.ended(name)
     assert (item.status, job.failed) == (200, 0)
+
+
+async def test_those_that_find_no_room_make_way_for_others(bench: Bench) -> None:
+    """As many as one edge works on at once, before one that there is room for."""
+    bench.app.statuses = {"full": [429] * 1000}
+    bench.app.retry_after = "3600"
+    full = [await bench.add("full", "full", name=f"full {n}") for n in range(MOST_JOBS)]
+    assert (await bench.ended(await bench.add("a", name="other")))[0].completed == 1
+    assert [(await bench.job(name)).completed for name in full] == [0] * MOST_JOBS
+    bench.app.statuses = {}
+    bench.now += LAST_S + 1
+    for name in full:
+        assert (await bench.ended(name))[0].completed == 2
+
+
+async def test_what_rests_is_cancelled_at_once(bench: Bench) -> None:
+    bench.app.statuses = {"a": [429] * 1000}
+    bench.app.retry_after = "3600"
+    name = await bench.add("a")
+    with anyio.fail_after(20):
+        while (await bench.job(name)).holder or not bench.app.asked:
+            await anyio.sleep(0.02)
+    job = await bench.job(name)
+    assert job.lease_until == bench.now + LAST_S
+    await bench.store.write(partial(jobs.cancel, job=job, now=bench.now))
+    assert (await bench.ended(name))[0].status == "cancelled"
+
+
+async def test_the_end_of_its_time_ends_a_rest(bench: Bench) -> None:
+    bench.app.statuses = {"a": [429] * 1000}
+    bench.app.retry_after = "3600"
+    name = await bench.add("a", deadline=bench.now + 1)
+    await bench.until(lambda: len(bench.app.asked) == 1)
+    bench.now += 1.1
+    assert (await bench.ended(name))[0].status == "expired"
 
 
 async def test_what_has_no_answer_in_time_has_none(bench: Bench) -> None:

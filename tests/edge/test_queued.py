@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,41 @@ async def test_many_are_queued_and_answered(edge: EdgeClient, region: CountingRe
     assert [r.get("external_reference") for r in result["responses"]] == ["first", None, None]
     assert result["usage"] == {"prompt_tokens": 3, "completion_tokens": 9, "total_tokens": 12}
     assert {it.priority for it in region.asked} == {-1}
+
+
+def limited_key(home: Path, *limits: str, priority: int = 0) -> str:
+    grant = keys.Grant(limits=limits, priority=priority)
+    return keys.create(home / "keys", ACCOUNT, days=1, now=unix_time(), grant=grant)
+
+
+async def test_what_its_key_may_use_holds_for_a_job(
+    edge: EdgeClient, region: CountingRegion, tmp_path: Path
+) -> None:
+    """Requests over its limit wait for their turn; another key's are answered meanwhile."""
+    limited = replace(edge, key=limited_key(tmp_path, "requests=1/hour", priority=-7))
+    answer = await queue(limited, {"requests": [asked("A"), asked("K")]})
+    await edge.wait_metric("edgefire_edge_job_requests_total", 1, kind="queue", outcome="ok")
+    other = (await queue(edge, asked("P"))).json()["result"]["request_id"]
+    [response] = (await ended(edge, other))["responses"]
+    assert response["result"]["response"] == "QRS"
+    request_id = answer.json()["result"]["request_id"]
+    told = (await queue(limited, {"request_id": request_id})).json()["result"]
+    assert told["status"] == "running"
+    assert sorted(it.priority for it in region.asked) == [-7, -1]
+
+
+async def test_a_revoked_key_ends_what_it_has_queued(
+    edge: EdgeClient, region: CountingRegion, tmp_path: Path
+) -> None:
+    region.started_gate = refusing(Failure(Code.NO_CAPACITY, "full"))
+    key = limited_key(tmp_path)
+    answer = await queue(replace(edge, key=key), {"requests": [asked("A")] * 3})
+    await region.wait_asked(2)
+    keys.revoke(tmp_path / "keys", key)
+    result = await ended(edge, answer.json()["result"]["request_id"])
+    assert [it["success"] for it in result["responses"]] == [False] * 3
+    for response in result["responses"]:
+        assert response["errors"] == [{"code": 10000, "message": "Authentication error"}]
 
 
 async def test_one_request_is_queued_too(edge: EdgeClient) -> None:
