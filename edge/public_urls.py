@@ -17,6 +17,7 @@ import httpx2
 from edge.checks import BadField
 
 _MOST_CHARS = 2048
+_MOST_PORT = 65_535
 _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: reaches the IPv4 address that is in its end
 RESOLVE_S = 5.0
 
@@ -53,6 +54,7 @@ def checked_url(text: str, pointer: str) -> str:
     except (httpx2.InvalidURL, ValueError):
         url = httpx2.URL("")
     good = url.scheme in {"http", "https"} and url.host and not url.userinfo
+    good = good and (url.port is None or 0 < url.port <= _MOST_PORT)
     if not good or len(text) > _MOST_CHARS:
         says = f"'{pointer}' must be an http or https URL of at most {_MOST_CHARS} characters"
         raise BadField(pointer, says)

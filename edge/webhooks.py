@@ -115,6 +115,9 @@ class Webhooks:
                 await response.aclose()
         except (NotPublic, httpx2.HTTPError, OSError, TimeoutError) as exc:
             return str(exc) or type(exc).__name__
+        except Exception as exc:  # a receiver must not end the edge; it is tried again
+            logger.exception("webhook failed", extra={"fields": {"job": hook.job}})
+            return type(exc).__name__
         return None if response.is_success else f"status {response.status_code}"
 
 

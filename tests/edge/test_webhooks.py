@@ -129,6 +129,17 @@ async def test_no_redirect_is_followed(edge: EdgeClient) -> None:
         assert receiver.taken == []
 
 
+async def test_no_receiver_ends_the_edge(edge: EdgeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its URL comes to: other receivers are called."""
+    monkeypatch.setattr("edge.queued.checked_url", lambda url, pointer: url)  # as if let in before
+    receiver = Receiver()
+    async with serving(receiver.app) as url:
+        await queue(edge, asked("A") | {"webhook": "http://127.0.0.1:99999/hook"})
+        await edge.wait_metric("edgefire_edge_webhook_calls_total", 1, outcome="given_up")
+        await queue(edge, asked("A") | {"webhook": f"{url}/hook"})
+        await receiver.wait_taken()
+
+
 async def test_private_addresses_are_not_called(tmp_path: Path, region: CountingRegion) -> None:
     receiver = Receiver()
     async with (
@@ -160,7 +171,7 @@ def test_what_is_public(address: str) -> None:
 @pytest.mark.parametrize(
     "url",
     ["ftp://a/", "file:///etc/passwd", "a", "", "http://", "http://user:pw@a/", "http://[::1",
-     "http://a/" + "x" * 3000],
+     "http://a/" + "x" * 3000, "http://a:99999/", "http://a:-1/"],
 )  # fmt: skip
 def test_what_is_no_address(url: str) -> None:
     with pytest.raises(BadField, match="/webhook"):
