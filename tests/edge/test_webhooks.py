@@ -19,6 +19,7 @@ from starlette.routing import Route
 from edge import webhooks
 from edge.checks import BadField
 from edge.public_urls import NotPublic, checked_url, is_public, target
+from edge.store import Store
 from edge.webhooks import signed
 from tests.edge.test_queued import asked, ended, queue
 from tests.fakes.counting_region import CountingRegion
@@ -138,6 +139,26 @@ async def test_no_receiver_ends_the_edge(edge: EdgeClient, monkeypatch: pytest.M
         await edge.wait_metric("edgefire_edge_webhook_calls_total", 1, outcome="given_up")
         await queue(edge, asked("A") | {"webhook": f"{url}/hook"})
         await receiver.wait_taken()
+
+
+def test_the_hooks_of_one_account_make_way_for_anothers(tmp_path: Path) -> None:
+    """However many of them were due before."""
+    store = Store(tmp_path / "store.sqlite")
+    db, _ = store._take()
+    rows = [(f"{of} {n}", of, due + n) for of, due in (("many", 0), ("few", 50)) for n in range(3)]
+    db.executemany("INSERT INTO hooks VALUES (?, 'http://a/', ?, 0, ?, '', 0)", rows)
+
+    def claimed() -> str:
+        hook = webhooks.claim(db, "me", 100.0, 30.0)
+        assert hook is not None
+        return hook.job
+
+    assert [claimed() for _ in range(4)] == ["many 0", "few 0", "many 1", "few 1"]
+    webhooks.settle(db, "few 1", "me", None)
+    assert claimed() == "few 2"
+    assert claimed() == "many 2"
+    assert webhooks.claim(db, "me", 100.0, 30.0) is None
+    db.close()
 
 
 async def test_private_addresses_are_not_called(tmp_path: Path, region: CountingRegion) -> None:
