@@ -193,12 +193,12 @@ def next_of(db: Db, job: str, place: int) -> tuple[Status, bytes | None]:
 def answer(db: Db, job: str, item: Item, *, used: tuple[int, int]) -> bool:
     """Keep the answer of this item, unless it has one; whether it was kept.
 
-    `used`: tokens of prompt and completion.
+    The request itself is not needed any more. `used`: tokens of prompt and completion.
     """
     kept = db.execute(
-        "UPDATE items SET status = ?, answer = ?, request_id = ?"
+        "UPDATE items SET status = ?, answer = ?, request_id = ?, body = ?"
         " WHERE job = ? AND place = ? AND status IS NULL",
-        (item.status, item.answer, item.request_id, job, item.place),
+        (item.status, item.answer, item.request_id, b"", job, item.place),
     ).rowcount
     if not kept:
         return False
@@ -222,7 +222,7 @@ def items(db: Db, job: str, first: int = 0, most: int = -1) -> list[Item]:
 def finish(db: Db, job: Job, status: Status, extra: Extra, now: float) -> bool:
     """The end of a job; whether `job.holder` was still the one to say so.
 
-    Its webhook is to be called from now on. The requests themselves are not needed any more.
+    Its webhook is to be called from now on. What was answered stays untouched: there may be much.
     """
     changed = db.execute(
         "UPDATE jobs SET status = ?, ended = ?, extra = ?, lease_until = 0"
@@ -231,7 +231,7 @@ def finish(db: Db, job: Job, status: Status, extra: Extra, now: float) -> bool:
     ).rowcount
     if not changed:
         return False
-    db.execute("UPDATE items SET body = ? WHERE job = ?", (b"", job.id))
+    db.execute("UPDATE items SET body = ? WHERE job = ? AND status IS NULL", (b"", job.id))
     if job.webhook:
         db.execute(
             "INSERT INTO hooks (job, url, account, tries, due, holder, lease_until)"

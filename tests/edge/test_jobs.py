@@ -176,6 +176,19 @@ def test_ends_are_told_to_a_webhook_once(db: sqlite3.Connection) -> None:
     assert db.execute("SELECT count(*) FROM hooks").fetchone()[0] == 0
 
 
+def test_the_end_of_a_job_touches_no_answer(db: sqlite3.Connection) -> None:
+    """However many there are: one transaction holds it, and others wait for that."""
+    add(db, job("j", total=50))
+    mine = jobs.claim(db, "h", 1.0, LEASE_S)
+    assert mine is not None
+    for place in range(48):
+        assert jobs.answer(db, "j", answered(place, "h"), used=(0, 0))
+    before = db.total_changes
+    assert jobs.finish(db, mine, "expired", Extra(), 2.0)
+    assert db.total_changes - before == 3  # the job, and what has no answer
+    assert {item.body for item in jobs.items(db, "j")} == {b""}
+
+
 async def test_killed_between_any_two_steps(tmp_path: Path) -> None:
     """Two processes work; again and again one is killed at a random moment and another started.
     Nothing that was answered is asked again, and all is answered."""
