@@ -15,6 +15,7 @@ from msgspec import Struct
 from edge.store import Db, Store
 
 PART_BYTES = 1_000_000
+_PRUNED_PARTS = 20  # in one transaction: others wait for it
 UNFINISHED_S = 3600.0  # after which a file whose writer has gone is dropped
 
 
@@ -119,9 +120,19 @@ def drop(db: Db, account: str, file: str) -> bool:
 
 
 def prune(db: Db, now: float, limit: int) -> int:
+    """Drop files whose time has come, a few parts at once, for those are large; how many rows, or
+    `limit` as long as there may be more."""
+    # Nobody finds them any more, though their parts may take a while to go.
+    db.execute("UPDATE files SET num_bytes = -1 WHERE forget < ? AND num_bytes >= 0", (now,))
+    num_parts = db.execute(
+        "DELETE FROM file_parts WHERE (file, place) IN (SELECT file, place FROM file_parts"
+        " WHERE file IN (SELECT id FROM files WHERE forget < ?) LIMIT ?)",
+        (now, _PRUNED_PARTS),
+    ).rowcount
+    if num_parts == _PRUNED_PARTS:
+        return limit
     query = "SELECT id FROM files WHERE forget < ? LIMIT ?"
     gone = db.execute(query, (now, limit)).fetchall()
-    db.executemany("DELETE FROM file_parts WHERE file = ?", gone)
     db.executemany("DELETE FROM files WHERE id = ?", gone)
     return len(gone)
 

@@ -254,12 +254,19 @@ def cancel(db: Db, job: Job, now: float) -> None:
 
 
 def prune(db: Db, now: float, limit: int) -> int:
-    """Drop jobs whose time has come, up to so many; how many."""
+    """Drop jobs whose time has come, up to so many rows of theirs; how many."""
+    # Nobody finds them any more, though their requests may take a while to go.
+    db.execute("UPDATE jobs SET account = '' WHERE forget < ? AND account != ''", (now,))
+    num_items = db.execute(
+        "DELETE FROM items WHERE (job, place) IN (SELECT job, place FROM items"
+        " WHERE job IN (SELECT id FROM jobs WHERE forget < ?) LIMIT ?)",
+        (now, limit),
+    ).rowcount
     query = "SELECT id FROM jobs WHERE forget < ? LIMIT ?"
-    gone = db.execute(query, (now, limit)).fetchall()
-    for table, column in (("items", "job"), ("hooks", "job"), ("jobs", "id")):
+    gone = db.execute(query, (now, limit - num_items)).fetchall() if num_items < limit else []
+    for table, column in (("hooks", "job"), ("jobs", "id")):
         db.executemany(f"DELETE FROM {table} WHERE {column} = ?", gone)
-    return len(gone)
+    return num_items + len(gone)
 
 
 def _jobs(db: Db, query: str, values: Sequence[Any]) -> Iterator[Job]:

@@ -189,6 +189,21 @@ def test_the_end_of_a_job_touches_no_answer(db: sqlite3.Connection) -> None:
     assert {item.body for item in jobs.items(db, "j")} == {b""}
 
 
+def test_few_rows_are_dropped_at_once(db: sqlite3.Connection) -> None:
+    """A job goes by and by, but for its account it is gone."""
+    for name in ("a", "b"):
+        add(db, msgspec.structs.replace(job(name, total=10), forget=5.0))
+    add(db, job("kept"))
+    rows = "SELECT (SELECT count(*) FROM jobs) + (SELECT count(*) FROM items)"
+    left, gone = db.execute(rows).fetchone()[0], 4
+    while gone >= 4:
+        gone = jobs.prune(db, 6.0, 4)
+        assert jobs.find(db, "acme", "a", "queue") is jobs.find(db, "acme", "b", "queue") is None
+        assert left - (left := db.execute(rows).fetchone()[0]) <= 4
+    assert left == 4
+    assert jobs.find(db, "acme", "kept", "queue") is not None
+
+
 async def test_killed_between_any_two_steps(tmp_path: Path) -> None:
     """Two processes work; again and again one is killed at a random moment and another started.
     Nothing that was answered is asked again, and all is answered."""
