@@ -13,7 +13,7 @@ from anyio import CapacityLimiter, to_thread
 
 from edge.auth import Tenant
 from edge.ledger import completion_tokens
-from edge.limits import Limit, Rule, headers_of, rules_of
+from edge.limits import Limit, Rule, rules_of
 from edge.meter import Meter, Used
 from edge.metrics import Record
 from edge.prices import USD_A_NEURON, Prices
@@ -31,8 +31,9 @@ class Allowance:
         self._one = CapacityLimiter(1)
 
     async def admit(self, record: Record, tenant: Tenant, model: str) -> None:
-        """Count the request. Failure(RATE_LIMITED or QUOTA) where it may not be answered now."""
-        rules = rules_of(
+        """Count the request, by what it has not been counted by for another model. Failure
+        (RATE_LIMITED or QUOTA) where `model` may not answer it now."""
+        holding = rules_of(
             tenant.account,
             tenant.key_id,
             of_key=tenant.limits,
@@ -40,20 +41,22 @@ class Allowance:
             model=model,
             task=self._prices.task(model),
         )
+        rules = tuple(rule for rule in holding if rule not in record.rules)
         if not rules:
             return
         charges = self._take()
         standings, failure = await to_thread.run_sync(
             self._meter.admit, rules, charges, limiter=self._one
         )
-        record.headers += headers_of(standings)
+        record.standings += standings
         if failure is not None:
             raise failure
-        record.rules = tuple(rule for rule in rules if rule.limit.is_amount)
+        record.rules += rules
 
     def note(self, record: Record) -> None:
         """The request has ended: it is counted soon, and before this process admits another."""
-        if not record.rules or not record.tries.answers:
+        rules = [rule for rule in record.rules if rule.limit.is_amount]
+        if not rules or not record.tries.answers:
             return
         prompt, completion = record.num_prompt, completion_tokens(record)
         neurons = self._prices.neurons(
@@ -67,7 +70,7 @@ class Allowance:
             "neurons": neurons,
             "usd": neurons * USD_A_NEURON,
         }
-        self._pending += [(rule, used) for rule in record.rules]
+        self._pending += [(rule, used) for rule in rules]
         self._noted.set()
 
     async def run(self) -> None:

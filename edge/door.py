@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from edge import anthropic, openai, workers_ai
 from edge.allowance import Allowance
 from edge.ledger import Ledger
+from edge.limits import headers_of
 from edge.metrics import Metrics, Record
 from edge.request_logs import RequestLogs
 from edge.response import JSON
@@ -99,7 +100,8 @@ class Door:
             if message["type"] == "http.response.start":
                 begun = True
                 record.status = message["status"]
-                more = [*marks, *record.headers, *self._parting()]
+                limits = headers_of(record.standings)
+                more = [*marks, *limits, *record.headers, *self._parting()]
                 message["headers"] = [*message["headers"], *more]
             await send(message)
 

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from edge.auth import Tenant
 from edge.complete import Tries
-from edge.limits import Rule
+from edge.limits import Rule, Standing
 from edge.watch import Watch
 from routing.health import State
 from routing.logs import log
@@ -43,7 +43,8 @@ class Record:
     outcome: str = "ok"  # or a failure's label, or how the client left
     detail: str | None = None
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)  # of the response, besides
-    rules: tuple[Rule, ...] = ()  # of amounts that its answer is counted for
+    rules: tuple[Rule, ...] = ()  # that it is counted by
+    standings: tuple[Standing, ...] = ()  # of those, as they were then
     on_first: Callable[[], None] = lambda: None  # called at the first piece of the answer
     further: list[Record] = field(default_factory=list)  # choices after the first
     counts_prompt: bool = True  # False: a choice whose prompt another one counts

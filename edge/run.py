@@ -211,16 +211,15 @@ class Run:
         plan = plan_of(Headers(scope=scope), ask.model, ask.fallbacks)
         if record.served_model is None and plan.is_plain:
             await self._check(ask.model, record)
-        await self._service.allowance.admit(record, caller.tenant, ask.model)
-        told = record.headers
         reply: AnyReply | None = None
 
         async def attempt(one: Try) -> None:
             nonlocal reply
-            record.begin_anew(told if plan.is_plain else [*told, *one.headers])
+            record.begin_anew([] if plan.is_plain else one.headers)
             with first_within(one.first_s) as record.on_first:
                 if record.served_model != one.model:
                     await self._check(one.model, record)
+                await self._service.allowance.admit(record, caller.tenant, one.model)
                 asked = ask.of(one.model)
                 reply, run = self._reply(asked, caller, scope, record, send)
                 await run()

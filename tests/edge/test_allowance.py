@@ -71,6 +71,19 @@ async def test_bad_bodies_and_unknown_models_are_not_counted(tmp_path: Path) -> 
         assert (await edge.raw("A")).status_code == 200
 
 
+async def test_a_model_that_is_turned_to_is_counted_as_such(tmp_path: Path) -> None:
+    """Whatever was asked for before it, and other limits once."""
+    async with limited(tmp_path, f"{MODEL}=2/hour", "requests=3/hour") as edge:
+        for left in ("1", "0"):
+            answer = await edge.chat("Hello", model="@cf/no/such", models=[MODEL])
+            assert answer.status_code == 200
+            assert answer.headers.get_list("x-ratelimit-remaining-requests") == [left]
+        refused = await edge.chat("Hello", model="@cf/no/such", models=[MODEL])
+        assert (refused.status_code, refused.json()["error"]["type"]) == (429, "rate_limit_error")
+        assert f"2 requests ({MODEL})" in refused.json()["error"]["message"]
+        assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+
+
 async def test_a_token_budget_is_used_up_by_what_was_told(tmp_path: Path) -> None:
     async with limited(tmp_path, "tokens=20/day") as edge:
         answer = await edge.raw("AB", 5)
