@@ -6,6 +6,7 @@ a request, it costs nothing.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 import anyio
@@ -14,7 +15,7 @@ from anyio import CapacityLimiter, to_thread
 from edge.auth import Tenant
 from edge.ledger import completion_tokens
 from edge.limits import Limit, Rule, rules_of
-from edge.meter import Meter, Used
+from edge.meter import Admitted, Meter, Used
 from edge.metrics import Record
 from edge.prices import USD_A_NEURON, Prices
 
@@ -26,7 +27,7 @@ class Allowance:
         self._limits = limits
         self._meter = meter
         self._prices = prices
-        self._pending: list[tuple[Rule, Used]] = []  # not counted yet
+        self._pending: deque[tuple[Rule, Used]] = deque()  # not counted yet
         self._noted = anyio.Event()
         self._one = CapacityLimiter(1)
 
@@ -44,10 +45,7 @@ class Allowance:
         rules = tuple(rule for rule in holding if rule not in record.rules)
         if not rules:
             return
-        charges = self._take()
-        standings, failure = await to_thread.run_sync(
-            self._meter.admit, rules, charges, limiter=self._one
-        )
+        standings, failure = await to_thread.run_sync(self._admit, rules, limiter=self._one)
         record.standings += standings
         if failure is not None:
             raise failure
@@ -78,13 +76,19 @@ class Allowance:
         while True:
             await self._noted.wait()
             self._noted = anyio.Event()
-            await to_thread.run_sync(self._meter.charge, self._take(), limiter=self._one)
+            await to_thread.run_sync(self._charge, limiter=self._one)
 
     def close(self) -> None:
         """Count what is left."""
-        self._meter.charge(self._take())
+        self._charge()
         self._meter.close()
 
+    def _admit(self, rules: Sequence[Rule]) -> Admitted:
+        return self._meter.admit(rules, self._take())
+
+    def _charge(self) -> None:
+        self._meter.charge(self._take())
+
     def _take(self) -> list[tuple[Rule, Used]]:
-        pending, self._pending = self._pending, []
-        return pending
+        """In the thread that counts: who waits for it may be cancelled, and would lose them."""
+        return [self._pending.popleft() for _ in range(len(self._pending))]

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import anyio
 import httpx2
+import pytest
 
 from edge import keys
+from edge.allowance import Allowance
 from edge.app import unix_time
+from edge.auth import tenant_of
+from edge.limits import parse_limit
+from edge.meter import Meter
+from edge.metrics import Record
+from edge.prices import Prices
 from tests.fakes.counting_region import MODEL, CountingRegion, running
 from tests.fakes.edge_client import ACCOUNT, EdgeClient, edge_over
 
@@ -164,3 +173,39 @@ async def test_anthropics_clients_are_told_in_their_words(tmp_path: Path) -> Non
         assert answer.status_code == 429
         assert answer.json()["error"]["type"] == "rate_limit_error"
         assert int(answer.headers["retry-after"]) == 60
+
+
+async def test_who_hangs_up_while_it_waits_to_be_counted_takes_no_charge_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What others have used is counted all the same."""
+    limit = parse_limit("tokens=100/day")
+    meter, gate = Meter(None, lambda: 1000.0), threading.Event()
+    admit = meter.admit
+
+    def slow(*asked: Any) -> Any:
+        gate.wait(10)
+        return admit(*asked)
+
+    allowance = Allowance([limit], meter, Prices({}))
+    tenant = tenant_of("acme", "k", keys.Grant())
+
+    def record() -> Record:
+        return Record(request_id="r", started=0.0)
+
+    ended = record()
+    await allowance.admit(ended, tenant, MODEL)
+    ended.tries.num_prompt, ended.num_output = 60, 0
+    ended.tries.answers.append(cast("Any", SimpleNamespace(cached_tokens=0)))
+    monkeypatch.setattr(meter, "admit", slow)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(allowance.admit, record(), tenant, MODEL)
+        await anyio.wait_all_tasks_blocked()
+        allowance.note(ended)
+        with anyio.move_on_after(0.05):
+            await allowance.admit(record(), tenant, MODEL)  # behind the one that takes long
+        gate.set()
+    last = record()
+    await allowance.admit(last, tenant, MODEL)
+    assert [it.remaining for it in last.standings] == [40]
+    allowance.close()
