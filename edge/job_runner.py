@@ -34,6 +34,7 @@ T = TypeVar("T")
 
 LEASE_S = 10.0
 MOST_JOBS = 4  # worked on at once by one edge
+TURN_S = 30.0  # that a job is held before it makes way for those that wait
 POLL_S = 0.5  # between looks for jobs that other edges have taken in, or left
 AGAIN_S = 1.0  # between tries of a store that is away
 RELEASE_S = 1.0
@@ -57,8 +58,10 @@ class _Held:
     """A job that this process has the lease of."""
 
     job: Job
-    until: float  # Unix seconds: the lease
+    since: float  # Unix seconds
+    until: float  # the lease
     status: Status
+    leaves: bool = False  # for now: other jobs are to come to be held
     pace: Pace = field(default_factory=Pace)
 
 
@@ -79,7 +82,7 @@ class JobRunner:
         self._clock = clock
         self._batches = batches
         self._in_flight = in_flight
-        self._num_held = 0
+        self._held: list[_Held] = []  # the one that is held for longest first
         self._woken: anyio.Event | None = None
         self.answered: Counter[tuple[str, str]] = Counter()  # requests: kind of job, ok or failed
         drain.listeners.add(self.wake)
@@ -95,25 +98,30 @@ class JobRunner:
         asking = CapacityLimiter(self._in_flight)
         async with anyio.create_task_group() as tasks:
             while not self._drain.begun:
-                held = await self._claim() if self._num_held < MOST_JOBS else None
+                held = await self._claim()
                 if held is None:
                     with anyio.move_on_after(POLL_S):
                         await self._woken.wait()
                     self._woken = anyio.Event()
                 else:
-                    self._num_held += 1
+                    self._held.append(held)
                     tasks.start_soon(self._hold, held, app, asking)
 
     async def _claim(self) -> _Held | None:
+        """A job that waits to be held. While there is no place for it, another is to make one."""
         now = self._clock()
         try:
             if not await self._store.read(partial(jobs.some_to_claim, now=now)):
+                return None
+            if len(self._held) >= MOST_JOBS:
+                first = self._held[0]
+                first.leaves = first.leaves or now - first.since >= TURN_S
                 return None
             take = partial(jobs.claim, holder=uuid4().hex, now=now, lease_s=LEASE_S)
             job = await self._store.write(take)
         except StoreAway:
             return None
-        return None if job is None else _Held(job, now + LEASE_S, job.status)
+        return None if job is None else _Held(job, now, now + LEASE_S, job.status)
 
     async def _hold(self, held: _Held, app: ASGIApp, asking: CapacityLimiter) -> None:
         job = held.job
@@ -127,16 +135,18 @@ class JobRunner:
                     await anyio.sleep(LEASE_S)
                 tasks.cancel_scope.cancel()
         finally:
-            self._num_held -= 1
+            self._held.remove(held)
             with anyio.CancelScope(shield=True), anyio.move_on_after(RELEASE_S):
                 await self._release(held)
             self.wake()
 
     async def _release(self, held: _Held) -> None:
-        """What found no room for long rests, so that other jobs come to be held."""
+        """What found no room for long rests, so that other jobs come to be held; and what has had
+        its turn goes behind them."""
         job, now = held.job, self._clock()
-        rest_s = 0.0 if self._drain.begun else held.pace.wait_s(now)
-        rest_until = min(now + rest_s, job.deadline) if rest_s else 0.0
+        rest_s = held.pace.wait_s(now)
+        rests = (held.leaves or rest_s) and not self._drain.begun
+        rest_until = min(now + rest_s, job.deadline) if rests else 0.0
         release = partial(jobs.release, job=job.id, holder=job.holder, rest_until=rest_until)
         with suppress(StoreAway):  # then it runs out
             await self._store.write(release)
@@ -234,6 +244,7 @@ class JobRunner:
                 answered = await inside.ask(app, tenant, job.route, body)
             if answered.status in _BUSY:
                 held.pace.busy(self._clock(), answered.retry_after_s)
+                held.leaves = held.leaves or held.pace.slowest
                 continue
             num_failures += 1
             if answered.status not in _FAILED or num_failures == _MOST_FAILURES:
@@ -243,7 +254,7 @@ class JobRunner:
 
     def _wanted(self, held: _Held) -> bool:
         """Whether another request of the job may begin."""
-        if self._drain.begun or held.pace.slowest:
+        if self._drain.begun or held.leaves:
             return False
         return held.status == "running" and self._clock() < held.job.deadline
 

@@ -38,6 +38,7 @@ class App:
     statuses: dict[str, list[int]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     gate: anyio.Event | None = None
+    gates: dict[str, anyio.Event] = field(default_factory=dict)  # of those bodies
     retry_after: str | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,8 +47,8 @@ class App:
         assert scope["path"] == f"/client/v4/accounts/{tenant.account}/ai/run/m"
         body = (await Request(scope, receive).body()).decode()
         self.asked.append(body)
-        if self.gate is not None:
-            await self.gate.wait()
+        if (gate := self.gates.get(body, self.gate)) is not None:
+            await gate.wait()
         left = self.statuses.get(body, [])
         status = left.pop(0) if left else 200
         usage = {"prompt_tokens": 2, "completion_tokens": 3}
@@ -68,9 +69,11 @@ class Bench:
     def clock(self) -> float:
         return self.now
 
-    async def add(self, *bodies: str, deadline: float = 1e9, name: str = "") -> str:
+    async def add(
+        self, *bodies: str, deadline: float = 1e9, name: str = "", account: str = "acme"
+    ) -> str:
         job = Job(
-            id=name or f"j{self.now}", account="acme", key_id="k", kind="queue", route="run/m",
+            id=name or f"j{self.now}", account=account, key_id="k", kind="queue", route="run/m",
             model="m", status="queued", created=self.now, deadline=deadline, forget=2e9,
             total=len(bodies),
         )  # fmt: skip
@@ -83,9 +86,11 @@ class Bench:
         return job.id
 
     async def job(self, name: str) -> Job:
-        found = await self.store.read(partial(jobs.find, account="acme", job=name, kind="queue"))
-        assert found is not None
-        return found
+        for account in ("acme", "globex"):
+            find = partial(jobs.find, account=account, job=name, kind="queue")
+            if (found := await self.store.read(find)) is not None:
+                return found
+        raise AssertionError(name)
 
     async def ended(self, name: str) -> tuple[Job, list[Item]]:
         with anyio.fail_after(20):
@@ -161,6 +166,48 @@ async def test_those_that_find_no_room_make_way_for_others(bench: Bench) -> None
     bench.now += LAST_S + 1
     for name in full:
         assert (await bench.ended(name))[0].completed == 2
+
+
+async def test_large_jobs_make_way_for_others_by_turns(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as one edge works on at once, of one account, before a small one of another's."""
+    monkeypatch.setattr("edge.job_runner.TURN_S", 5.0)
+    large = [await bench.add(*"abcdefgh" * 250, name=f"large {n}") for n in range(MOST_JOBS)]
+    await bench.until(lambda: len(bench.app.asked) > 2 * MOST_JOBS)
+    bench.now += 6.0
+    await bench.add("x", name="x", account="globex")
+    assert bench.runner is not None
+    bench.runner.wake()
+    assert (await bench.ended("x"))[0].completed == 1
+    assert [(await bench.job(name)).ended for name in large] == [None] * MOST_JOBS
+    bench.now += 1.0  # and nothing is left of a turn
+    rested = [it for it in [await bench.job(name) for name in large] if not it.holder]
+    for name in [it.id for it in rested]:
+        with anyio.fail_after(20):
+            while not (await bench.job(name)).holder:
+                await anyio.sleep(0.02)
+
+
+async def test_who_makes_way_does_not_go_on_alone(bench: Bench) -> None:
+    """One of its requests took longer, and was answered: all go on after a rest, or none."""
+    bench.app.gates = {name: anyio.Event() for name in ("slow", "full")}
+    bench.app.statuses = {"full": [429]}
+    bench.app.retry_after = "3600"
+    name = await bench.add("slow", "full", "a", "b")
+    await bench.until(lambda: len(bench.app.asked) == 2)
+    bench.app.gates["full"].set()
+    await anyio.wait_all_tasks_blocked()
+    bench.app.gates["slow"].set()
+    with anyio.fail_after(20):
+        while (await bench.job(name)).holder:
+            await anyio.sleep(0.02)
+    assert sorted(bench.app.asked) == ["full", "slow"]
+    bench.app.gate = anyio.Event()
+    bench.now += LAST_S + 1
+    await bench.until(lambda: len(bench.app.asked) == 5)  # two at once
+    bench.app.gate.set()
+    assert (await bench.ended(name))[0].completed == 4
 
 
 async def test_what_rests_is_cancelled_at_once(bench: Bench) -> None:
