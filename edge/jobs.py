@@ -130,11 +130,11 @@ def claim(db: Db, holder: str, now: float, lease_s: float) -> Job | None:
     Accounts of which the fewest are being worked on go first, then what nobody has held yet, the
     oldest first, then what has rested for longest.
     """
-    busy = "SELECT count(*) FROM jobs other WHERE other.account = jobs.account"
     row = db.execute(
-        "SELECT id FROM jobs WHERE ended IS NULL AND lease_until < ?"
-        f" ORDER BY ({busy} AND other.ended IS NULL AND other.lease_until >= ?),"
-        " lease_until, created LIMIT 1",
+        "SELECT id FROM jobs LEFT JOIN (SELECT account AS who, count(*) AS num FROM jobs"
+        " WHERE ended IS NULL AND lease_until >= ? AND holder != '' GROUP BY account) AS busy"
+        " ON busy.who = jobs.account WHERE ended IS NULL AND lease_until < ?"
+        " ORDER BY coalesce(busy.num, 0), lease_until, created LIMIT 1",
         (now, now),
     ).fetchone()
     if row is None:

@@ -165,6 +165,19 @@ def test_the_account_of_which_least_is_done_goes_first(db: sqlite3.Connection) -
     assert jobs.claim(db, "h9", 10.0, LEASE_S) is None
 
 
+def test_what_rests_is_not_worked_on(db: sqlite3.Connection) -> None:
+    """The other jobs of its account are as near to their turn as anybody's."""
+    for n in range(3):
+        add(db, job(f"a{n}", "a", created=n))
+        resting = jobs.claim(db, "h", 10.0, LEASE_S)
+        assert resting is not None
+        jobs.release(db, resting.id, "h", rest_until=25.0)
+    add(db, job("a3", "a", created=3))
+    add(db, job("b0", "b", created=9))
+    order = [jobs.claim(db, f"h{n}", 10.0, LEASE_S) for n in range(2)]
+    assert [it.id for it in order if it] == ["a3", "b0"]
+
+
 def test_ends_are_told_to_a_webhook_once(db: sqlite3.Connection) -> None:
     add(db, msgspec.structs.replace(job("j", total=0), webhook="http://a/"))
     mine = jobs.claim(db, "h", 1.0, LEASE_S)
