@@ -18,6 +18,7 @@ from edge.store_routes import Ground, no_such, told, whole_number
 
 _MOST_PER_PAGE = 100
 _MOST_PAGES = 100_000
+MOST_SEARCHED_CHARS = 1000  # SQLite fails over 50,000
 
 
 class LogRoutes:
@@ -36,7 +37,7 @@ class LogRoutes:
         status = whole_number(request, "status", 0, 100, 599) if "status" in asked else None
         wanted = Search(
             account=tenant.account,
-            text=asked.get("search"),
+            text=_text(asked.get("search")),
             model=asked.get("model"),
             status=status,
             since=_time(asked.get("from"), "/from"),
@@ -45,7 +46,7 @@ class LogRoutes:
         page = whole_number(request, "page", 1, 1, _MOST_PAGES)
         per_page = whole_number(request, "per_page", 20, 1, _MOST_PER_PAGE)
         skip = (page - 1) * per_page
-        total, rows = await self._ground.store.read(
+        total, rows = await self._ground.store.look_through(
             partial(search, wanted=wanted, skip=skip, limit=per_page)
         )
         info = {
@@ -83,6 +84,12 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
         "metadata": msgspec.Raw(row["metadata"].encode()),
         **texts,
     }
+
+
+def _text(text: str | None) -> str | None:
+    if text is not None and len(text) > MOST_SEARCHED_CHARS:
+        raise BadField("/search", f"'/search' must have <= {MOST_SEARCHED_CHARS} characters")
+    return text
 
 
 def _time(text: str | None, pointer: str) -> float | None:

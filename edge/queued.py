@@ -110,7 +110,8 @@ class Queue:
         return told(envelope({"status": "queued", "request_id": job.id, "model": model}))
 
     async def _stands(self, tenant: Tenant, job: str) -> Response:
-        body = await self._ground.store.read(partial(_stands, account=tenant.account, job=job))
+        stands = partial(_stands, account=tenant.account, job=job)
+        body = await self._ground.store.look_through(stands)
         if body is None:
             raise no_such(_ID, job)
         return Response(body, media_type=JSON)

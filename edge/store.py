@@ -33,6 +33,7 @@ Db = sqlite3.Connection
 T = TypeVar("T")
 
 THREADS = 4
+LONG_THREADS = 2  # of what may take long
 BUSY_S = 2.0  # what one writer waits for another
 CALL_S = 5.0  # of one call, with its wait for a thread
 AWAY_S = 1.0  # for so long nobody tries a store that has just failed
@@ -55,7 +56,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._limiter: CapacityLimiter | None = None
+        self._limiters: dict[bool, CapacityLimiter] = {}  # by whether a call may take long
         self._making = threading.Lock()
         self._idle: list[tuple[Db, int]] = []  # with the inode of its file
         self._away_until = float("-inf")
@@ -71,6 +72,11 @@ class Store:
         """What `work` makes of the store as it is at one moment. Raises StoreAway."""
         return await self._call(partial(self._within, "BEGIN", work))
 
+    async def look_through(self, work: Callable[[Db], T]) -> T:
+        """As `read`, of what may be much: few at once, so that others find a thread. That it takes
+        too long is its own fault, and no reason to leave the store alone: Failure(TIMEOUT)."""
+        return await self._call(partial(self._within, "BEGIN", work), is_long=True)
+
     async def write(self, work: Callable[[Db], T]) -> T:
         """What `work` returns once all that it changed is kept. Raises StoreAway.
 
@@ -82,10 +88,10 @@ class Store:
         while self._idle:
             self._idle.pop()[0].close()
 
-    async def _call(self, work: Callable[[float], T]) -> T:
+    async def _call(self, work: Callable[[float], T], *, is_long: bool = False) -> T:
         started, outcome = time.monotonic(), "left"
         try:
-            made = await self._try(work)
+            made = await self._try(work, is_long=is_long)
             outcome = "ok"
         except Failure as failure:  # else: what was asked for is not there, or not allowed
             outcome = "away" if isinstance(failure, StoreAway) else "refused"
@@ -95,18 +101,20 @@ class Store:
             self.busy_s += time.monotonic() - started
         return made
 
-    async def _try(self, work: Callable[[float], T]) -> T:
+    async def _try(self, work: Callable[[float], T], *, is_long: bool) -> T:
         if time.monotonic() < self._away_until:
             raise StoreAway
-        if self._limiter is None:  # it belongs to the loop that runs now
-            self._limiter = CapacityLimiter(THREADS)
+        if is_long not in self._limiters:  # it belongs to the loop that runs now
+            self._limiters[is_long] = CapacityLimiter(LONG_THREADS if is_long else THREADS)
         deadline = time.monotonic() + CALL_S
         try:
             with anyio.fail_after(CALL_S):
                 return await to_thread.run_sync(
-                    work, deadline, limiter=self._limiter, abandon_on_cancel=True
+                    work, deadline, limiter=self._limiters[is_long], abandon_on_cancel=True
                 )
         except (*CANNOT, TimeoutError) as exc:
+            if is_long and _is_late(exc):
+                raise Failure(Code.TIMEOUT, "this took too long: ask for less of it") from exc
             self._away_until = time.monotonic() + AWAY_S
             logger.error(
                 "the store cannot be used",
@@ -197,6 +205,12 @@ def _version(db: Db, path: Path) -> int:
         says = f"{path}: is no store of version {VERSION}, but version {version}, tables {listed}"
         raise WrongFile(says)
     return version
+
+
+def _is_late(exc: Exception) -> bool:
+    if isinstance(exc, sqlite3.Error):
+        return getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT
+    return isinstance(exc, TimeoutError)
 
 
 def _inode(path: Path) -> int:

@@ -22,6 +22,7 @@ from msgspec import Struct
 from edge.public_urls import NotPublic, target
 from edge.store import Db, Store, StoreAway
 from routing.drain import Drain
+from routing.errors import Failure
 from routing.logs import log
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class Webhooks:
     async def _call(self, client: httpx2.AsyncClient, hook: Hook, holder: str) -> None:
         try:
             key = await self._store.write(partial(secret_of, account=hook.account))
-            body = await self._store.read(lambda db: self._told(db, hook))
+            body = await self._store.look_through(lambda db: self._told(db, hook))
             why = "the job is gone" if body is None else await self._try(client, hook, key, body)
             is_over = why is None or body is None or hook.tries >= len(AFTER_S)
             due = None if is_over else self._clock() + AFTER_S[hook.tries]
@@ -98,8 +99,8 @@ class Webhooks:
             self.calls["taken" if why is None else "again" if again else "given_up"] += 1
             log(logger, "webhook", job=hook.job, account=hook.account, failed=why, again=again)
             await self._store.write(partial(settle, job=hook.job, holder=holder, due=due))
-        except StoreAway:
-            pass  # its lease runs out, and it is called again
+        except Failure:
+            pass  # of the store: its lease runs out, and it is called again
         finally:
             self._num_calling -= 1
 

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from routing.rows import WrongFile
 
 ROOT = Path(__file__).parents[2]
 WRITER = ROOT / "tests" / "fakes" / "store_writer.py"
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT sum(i) FROM n"
 
 
 def process(path: Path, *words: str) -> subprocess.Popen[str]:
@@ -119,9 +121,35 @@ async def test_a_statement_that_takes_too_long_is_ended(
 ) -> None:
     monkeypatch.setattr(store_module, "CALL_S", 0.3)
     store = Store(tmp_path / "store.sqlite")
-    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT sum(i) FROM n"
     with pytest.raises(StoreAway):
-        await store.read(lambda db: db.execute(endless).fetchone())
+        await store.read(lambda db: db.execute(ENDLESS).fetchone())
+    store.close()
+
+
+async def test_long_looks_keep_nobody_else_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are, and though they take too long."""
+    store, gate, told = Store(tmp_path / "store.sqlite"), threading.Event(), list[Code]()
+
+    async def look() -> None:
+        try:
+            await store.look_through(lambda db: gate.wait(10))
+        except Failure as failure:
+            told.append(failure.code)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3 * store_module.THREADS):
+            tasks.start_soon(look)
+        await anyio.wait_all_tasks_blocked()
+        await store.write(put)
+        gate.set()
+    assert told == []
+    monkeypatch.setattr(store_module, "CALL_S", 0.3)
+    with pytest.raises(Failure) as caught:
+        await store.look_through(lambda db: db.execute(ENDLESS).fetchone())
+    assert caught.value.code is Code.TIMEOUT
+    assert await store.read(count) == 1
     store.close()
 
 
