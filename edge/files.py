@@ -13,6 +13,7 @@ from typing import Any
 from msgspec import Struct
 
 from edge.store import Db, Store
+from routing.errors import Code, Failure
 
 PART_BYTES = 1_000_000
 _PRUNED_PARTS = 20  # in one transaction: others wait for it
@@ -51,12 +52,16 @@ class FileWriter:
             await self._write_part(bytes(self._unwritten[:PART_BYTES]))
             del self._unwritten[:PART_BYTES]
 
-    async def finish(self) -> File:
-        """Have it there; as it is known from now on."""
+    async def finish(self, most_of_account: int | None = None) -> File:
+        """Have it there; as it is known from now on. Failure(TOO_LARGE), and nothing is left of it,
+        where its account would have more bytes than that."""
         if self._unwritten or not self._num_parts:
             await self._write_part(bytes(self._unwritten))
         file = self._file
-        await self._store.write(partial(_finish, file=file, num_bytes=self.num_bytes))
+        finish = partial(_finish, file=file, size=self.num_bytes, most=most_of_account)
+        if (has := await self._store.write(finish)) is not None:
+            says = f"this account has {has} bytes of files, of {most_of_account}: delete some"
+            raise Failure(Code.TOO_LARGE, says)
         return File(
             id=file.id,
             account=file.account,
@@ -152,9 +157,15 @@ def _write_part(db: Db, file: File, place: int, content: bytes) -> None:
     )
 
 
-def _finish(db: Db, file: File, num_bytes: int) -> None:
+def _finish(db: Db, file: File, size: int, most: int | None) -> int | None:
+    """None; or what the account has in other files, which leave no room for this one."""
+    has = num_bytes(db, file.account)
+    if most is not None and has + size > most:
+        drop(db, file.account, file.id)
+        return has
     query = "UPDATE files SET num_bytes = ?, forget = ? WHERE id = ?"
-    db.execute(query, (num_bytes, file.forget, file.id))
+    db.execute(query, (size, file.forget, file.id))
+    return None
 
 
 def _files(db: Db, query: str, values: Sequence[Any]) -> list[File]:

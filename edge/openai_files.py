@@ -124,7 +124,7 @@ class OpenAIFiles:
         writer = FileWriter(self._ground.store, file)
         while data := await upload.read(PART_BYTES):
             await writer.write(data)
-        return await writer.finish()
+        return await writer.finish(MOST_BYTES_OF_ACCOUNT)
 
 
 def file_object(file: File) -> dict[str, Any]:

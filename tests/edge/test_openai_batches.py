@@ -176,6 +176,28 @@ async def test_files_are_listed_shown_and_deleted(client: openai.AsyncOpenAI) ->
         await client.files.content(made[1].id)
 
 
+async def test_files_at_once_are_no_more_than_an_account_may_have(
+    client: openai.AsyncOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.openai_files.MOST_BYTES_OF_ACCOUNT", 2500)
+    refused: list[int] = []
+
+    async def upload() -> None:
+        try:
+            await client.files.create(file=("a.jsonl", b"x" * 1000), purpose="batch")
+        except openai.APIStatusError as failure:
+            refused.append(failure.status_code)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(6):
+            tasks.start_soon(upload)
+    kept = [file.id async for file in client.files.list()]
+    assert (len(kept), refused) == (2, [413] * 4)
+    await client.files.delete(kept[0])
+    await upload()
+    assert len(refused) == 4
+
+
 async def test_batches_are_listed_newest_first(client: openai.AsyncOpenAI) -> None:
     made = [await start(client, lines(line("a"))) for _ in range(5)]
     names = [batch.id async for batch in client.batches.list(limit=2)]
