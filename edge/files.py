@@ -58,6 +58,8 @@ class FileWriter:
         if self._unwritten or not self._num_parts:
             await self._write_part(bytes(self._unwritten))
         file = self._file
+        # Of a writer that has gone there may be more than this one had to say.
+        await self._store.write(partial(_cut, file=file.id, num_parts=self._num_parts))
         finish = partial(_finish, file=file, size=self.num_bytes, most=most_of_account)
         if (has := await self._store.write(finish)) is not None:
             says = f"this account has {has} bytes of files, of {most_of_account}: delete some"
@@ -146,7 +148,8 @@ def _write_part(db: Db, file: File, place: int, content: bytes) -> None:
     if not place:
         db.execute(
             f"INSERT INTO files ({_COLUMNS}) VALUES (?, ?, ?, ?, -1, ?, ?)"
-            " ON CONFLICT (id) DO NOTHING",
+            " ON CONFLICT (id) DO UPDATE SET created = excluded.created, forget = excluded.forget"
+            " WHERE files.num_bytes < 0",
             (file.id, file.account, file.name, file.purpose, file.created,
              file.created + UNFINISHED_S),
         )  # fmt: skip
@@ -155,6 +158,10 @@ def _write_part(db: Db, file: File, place: int, content: bytes) -> None:
         " ON CONFLICT (file, place) DO UPDATE SET content = excluded.content",
         (file.id, place, content),
     )
+
+
+def _cut(db: Db, file: str, num_parts: int) -> None:
+    db.execute("DELETE FROM file_parts WHERE file = ? AND place >= ?", (file, num_parts))
 
 
 def _finish(db: Db, file: File, size: int, most: int | None) -> int | None:

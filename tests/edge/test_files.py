@@ -43,3 +43,23 @@ async def test_few_parts_are_dropped_at_once(tmp_path: Path) -> None:
     assert [it.id for it in await store.read(listed)] == ["kept"]
     assert await store.write(partial(files.prune, now=6.0, limit=7)) == 0
     store.close()
+
+
+async def test_who_writes_a_file_again_after_another_has_died_has_it_whole(tmp_path: Path) -> None:
+    """As of a batch whose edge was killed at its outputs, hours ago: nothing is left of those."""
+    store = Store(tmp_path / "store.sqlite")
+    dead = FileWriter(store, file("output", created=0.0))
+    await dead.write(b"old" * PART_BYTES)
+    writer = FileWriter(store, file("output", created=10_000.0))
+    await writer.write(b"n" * PART_BYTES)
+    assert await store.write(partial(files.prune, now=10_000.0, limit=9)) == 0
+    await writer.write(b"ew")
+    made = await writer.finish()
+    assert await store.read(partial(files.find, account="acme", file="output")) == made
+    content = partial(files.content, file="output")
+    assert await store.read(content) == b"n" * PART_BYTES + b"ew"
+    late = FileWriter(store, file("output"))  # has lost its lease, and does not know yet
+    await late.write(b"n" * PART_BYTES)
+    assert await store.read(partial(files.find, account="acme", file="output")) == made
+    assert await store.read(content) == b"n" * PART_BYTES + b"ew"
+    store.close()
