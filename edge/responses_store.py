@@ -7,6 +7,7 @@ and the one before it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -61,13 +62,13 @@ class ResponsesStore:
         self._store = store
         self._clock = clock
         self._bounds = bounds or Bounds()
-        self._num_put = 0
+        self._num_put: Counter[str] = Counter()  # by account
 
     async def put(self, account: str, stored: Stored) -> None:
         """Any process finds it once this returns."""
         if self._store is None:
             return
-        self._num_put += 1
+        self._num_put[account] += 1
         await self._store.write(partial(self._put, account, stored, msgspec.json.encode(stored)))
 
     async def get(self, account: str, response_id: str) -> Stored | None:
@@ -92,7 +93,7 @@ class ResponsesStore:
     def _put(self, account: str, stored: Stored, body: bytes, db: Db) -> None:
         now, bounds = self._clock(), self._bounds
         db.execute(_PUT, (stored.id, account, body, now, self._forget(now)))
-        if self._num_put % bounds.each == 0:
+        if (self._num_put[account] - 1) % bounds.each == 0:  # and at first: processes come and go
             db.execute(_OVER, (account, account, bounds.most, bounds.most_bytes))
 
     def _chain(self, account: str, response_id: str, db: Db) -> list[Stored] | None:

@@ -107,6 +107,21 @@ async def test_the_oldest_of_too_many_go_of_that_account_alone(
     assert await one.get("b", "other") is not None
 
 
+async def test_each_account_has_its_oldest_looked_at(path: Path, clock: Clock) -> None:
+    """Whoever else stores between, and by as many processes as there were one after another."""
+    store = Store(path)
+    for number in range(12):
+        if number % 3 == 0:  # a process that is started anew
+            one = ResponsesStore(store, clock, Bounds(most=3, each=2))
+        clock.now += 1
+        await one.put("a", turn(f"a{number}"))
+        await one.put("b", turn(f"b{number}"))
+    for account in ("a", "b"):
+        kept = [n for n in range(12) if await one.get(account, f"{account}{n}")]
+        assert 3 <= len(kept) <= 5, kept
+    store.close()
+
+
 async def test_the_oldest_of_too_much_go(
     stores: tuple[ResponsesStore, ResponsesStore], clock: Clock
 ) -> None:
