@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 import anyio
 import httpx2
+from anyio import CapacityLimiter, to_thread
 
 from edge.checks import BadField
 
@@ -65,8 +67,12 @@ async def target(text: str, *, allow_private: bool) -> Target:
     """Where `text` leads. Raises NotPublic, and OSError where its name is not known."""
     url = httpx2.URL(text)
     port = url.port or {"http": 80, "https": 443}[url.scheme]
+    look_up = partial(socket.getaddrinfo, url.raw_host, port, type=socket.SOCK_STREAM)
     with anyio.fail_after(RESOLVE_S):
-        found = await anyio.getaddrinfo(url.host, port, type=socket.SOCK_STREAM)
+        # Not in the few threads of the loop, which looks up the names of regions there.
+        found = await to_thread.run_sync(
+            look_up, limiter=CapacityLimiter(1), abandon_on_cancel=True
+        )
     addresses = [str(sockaddr[0]) for *_, sockaddr in found]
     for address in addresses:
         if not allow_private and not is_public(address):

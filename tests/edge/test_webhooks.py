@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +200,29 @@ def test_what_is_public(address: str) -> None:
 def test_what_is_no_address(url: str) -> None:
     with pytest.raises(BadField, match="/webhook"):
         checked_url(url, "/webhook")
+
+
+async def test_names_that_are_slow_to_look_up_keep_no_other_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Such as those of regions, for which an event loop has but few threads."""
+    gate, look_up = threading.Event(), socket.getaddrinfo
+
+    def slow(host: str | bytes, *more: Any, **named: Any) -> Any:
+        if host in {"slow.example", b"slow.example"}:
+            gate.wait(20)
+        return look_up("127.0.0.1", *more, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    async with anyio.create_task_group() as tasks:
+        for _ in range(100):
+            tasks.start_soon(partial(target, "http://slow.example/", allow_private=True))
+        await anyio.wait_all_tasks_blocked()
+        try:
+            with anyio.fail_after(3):
+                assert await anyio.getaddrinfo("localhost", 80)
+        finally:
+            gate.set()
 
 
 @pytest.mark.parametrize("url", ["http://localhost:1/", "http://127.1:80/", "http://[::1]:80/"])
