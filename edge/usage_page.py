@@ -190,7 +190,7 @@ def _number(asked: Mapping[str, str], name: str, default: int, *, most: int) -> 
     text = asked.get(name)
     if text is None:
         return default
-    if text.isascii() and text.isdigit() and 1 <= int(text[:10]) <= most:
+    if text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= most:
         return int(text)
     raise BadField(f"/{name}", f"'/{name}' must be 1 to {most}, got {text[:_MOST_CHARS]!r}")
 

@@ -144,6 +144,8 @@ async def test_pages_end_with_an_empty_one(asked: Asked) -> None:
         ("page", "-1"),
         ("per_page", "1001"),
         ("per_page", "many"),
+        ("per_page", "00000000019"),
+        ("page", "0000000001" + "0" * 5000),
     ],
 )
 async def test_what_is_wrong_is_named(asked: Asked, name: str, value: str) -> None:
