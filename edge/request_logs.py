@@ -21,6 +21,7 @@ from edge.metrics import Record
 from edge.store import Db, Store, StoreAway
 
 MOST_PENDING = 10_000  # rows kept in memory while the store is away; then the oldest are lost
+MOST_WITH_BODIES = 500  # of those: each may be 200 kB
 MOST_ROWS = 1_000_000
 FLUSH_S = 0.2
 _BATCH = 500
@@ -68,7 +69,10 @@ class RequestLogs:
         """A request has ended, at `now` on the monotonic clock. Waits for nothing."""
         if record.account is not None and record.logged:
             took_s = now - record.started
-            self._pending.append(_row(record, started=self._clock() - took_s, took_s=took_s))
+            row = _row(record, started=self._clock() - took_s, took_s=took_s)
+            if len(self._pending) >= MOST_WITH_BODIES:
+                row = msgspec.structs.replace(row, request=None, response=None)
+            self._pending.append(row)
 
     async def run(self, store: Store) -> None:
         """Write what has come, a few times a second, until cancelled."""
@@ -86,7 +90,8 @@ class RequestLogs:
             try:
                 await store.write(partial(_add, rows=rows))
             except StoreAway:
-                self._pending.extendleft(reversed(rows))
+                too_many = max(0, len(rows) + len(self._pending) - MOST_PENDING)
+                self._pending.extendleft(reversed(rows[too_many:]))
                 return
 
 
