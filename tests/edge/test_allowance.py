@@ -22,7 +22,8 @@ from edge.limits import parse_limit
 from edge.meter import Meter
 from edge.metrics import Record
 from edge.prices import Prices
-from tests.fakes.counting_region import MODEL, CountingRegion, running
+from routing.errors import Code, Failure
+from tests.fakes.counting_region import MODEL, CountingRegion, refusing, running
 from tests.fakes.edge_client import ACCOUNT, EdgeClient, edge_over
 
 
@@ -109,6 +110,20 @@ async def test_a_token_budget_is_used_up_by_what_was_told(tmp_path: Path) -> Non
         assert "daily allocation of 20 tokens" in answer.json()["errors"][0]["message"]
         told = (await edge.chat("Hello")).json()["error"]
         assert (told["code"], told["type"]) == ("insufficient_quota", "insufficient_quota")
+
+
+async def test_what_finds_no_room_uses_no_tokens(tmp_path: Path) -> None:
+    """However often it is tried, as by jobs and clients."""
+    fake = CountingRegion()
+    fake.started_gate = refusing(Failure(Code.NO_CAPACITY, "full"), times=5)
+    async with running(fake), edge_over(tmp_path, [fake.region]) as edge:
+        grant = keys.Grant(limits=("tokens=10/day",))
+        key = keys.create(tmp_path / "keys", ACCOUNT, days=1, now=unix_time(), grant=grant)
+        edge = replace(edge, key=key)
+        for _ in range(5):
+            assert error_of(await edge.raw("ABCDE", 1)) == (429, 3040)
+        answer = await edge.raw("ABCDE", 1)
+        assert answer.headers["x-ratelimit-remaining-tokens"] == "10"
 
 
 async def test_spending_ends_where_it_was_said(tmp_path: Path) -> None:

@@ -129,6 +129,7 @@ async def test_a_request_that_every_region_refuses_has_an_empty_row(
     assert (await edge.raw("A")).status_code == 429
     [row] = await rows_in(file, edge, 1)
     assert (row.regions, row.completion_tokens, row.outcome) == ("", 0, "no_capacity")
+    assert row.prompt_tokens == 0  # nobody has read it
 
 
 async def test_who_is_turned_away_at_the_door_has_none(edge: EdgeClient, file: Path) -> None:
