@@ -7,7 +7,7 @@ a request, it costs nothing.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import anyio
 from anyio import CapacityLimiter, to_thread
@@ -18,6 +18,8 @@ from edge.limits import Limit, Rule, rules_of
 from edge.meter import Admitted, Meter, Used
 from edge.metrics import Record
 from edge.prices import USD_A_NEURON, Prices
+
+_NO_ROOM = {429, 503}  # what the edge asks for itself comes again: it counts once
 
 
 class Allowance:
@@ -53,6 +55,9 @@ class Allowance:
 
     def note(self, record: Record) -> None:
         """The request has ended: it is counted soon, and before this process admits another."""
+        if record.is_inside and record.status in _NO_ROOM:
+            counted = zip(record.rules, record.standings, strict=False)
+            self._count((rule, {"at": it.at}) for rule, it in counted if not rule.limit.is_amount)
         rules = [rule for rule in record.rules if rule.limit.is_amount]
         if not rules or not record.tries.answers:
             return
@@ -68,7 +73,10 @@ class Allowance:
             "neurons": neurons,
             "usd": neurons * USD_A_NEURON,
         }
-        self._pending += [(rule, used) for rule in rules]
+        self._count((rule, used) for rule in rules)
+
+    def _count(self, charges: Iterable[tuple[Rule, Used]]) -> None:
+        self._pending.extend(charges)
         self._noted.set()
 
     async def run(self) -> None:

@@ -61,6 +61,7 @@ class Standing:
     limit: Limit
     remaining: float
     reset_s: float  # until there is as much as could ever be
+    at: float = 0.0  # Unix seconds: when a request was counted
 
 
 # As documented on 2026-07-02; https://developers.cloudflare.com/workers-ai/platform/limits/

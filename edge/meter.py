@@ -51,7 +51,7 @@ class Meter:
         return self._counted(lambda connection: self._admit(connection, rules, taken))
 
     def charge(self, charges: Iterable[tuple[Rule, Used]]) -> None:
-        """Count what answers took."""
+        """Count what answers took; of a limit of requests, not the one that was counted `at`."""
         taken = list(charges)
         if taken:
             self._counted(lambda connection: self._admit(connection, (), taken))
@@ -86,7 +86,10 @@ class Meter:
         try:
             now = self._clock()  # in here: the order of times is the order of counting
             for rule, used in charges:
-                _spend(connection, rule, used[rule.limit.name], now)
+                if rule.limit.is_amount:
+                    _spend(connection, rule, used[rule.limit.name], now)
+                else:
+                    _give_back(connection, rule, used["at"])
             standings: list[Standing] = []
             failure = None
             for rule in rules:
@@ -119,7 +122,7 @@ def _window(
     query = "SELECT count(*), max(at) FROM hits WHERE bucket = ?"
     count, last = connection.execute(query, (bucket,)).fetchone()
     if count < limit.most:
-        return Standing(limit, limit.most - count - 1, length), None
+        return Standing(limit, limit.most - count - 1, length, now), None
     # the request that has to be out of the window for one more to fit
     query = "SELECT at FROM hits WHERE bucket = ? ORDER BY at DESC LIMIT 1 OFFSET ?"
     found = connection.execute(query, (bucket, int(limit.most) - 1)).fetchone()
@@ -162,6 +165,11 @@ def _spend(connection: sqlite3.Connection, rule: Rule, amount: float, now: float
         "ON CONFLICT (bucket, begin) DO UPDATE SET amount = amount + excluded.amount",
         (_bucket(rule), begin, amount),
     )
+
+
+def _give_back(connection: sqlite3.Connection, rule: Rule, at: float) -> None:
+    one = "SELECT rowid FROM hits WHERE bucket = ? AND at = ? LIMIT 1"
+    connection.execute(f"DELETE FROM hits WHERE rowid = ({one})", (_bucket(rule), at))
 
 
 def _bucket(rule: Rule) -> str:

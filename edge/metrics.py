@@ -47,6 +47,7 @@ class Record:
     detail: str | None = None
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)  # of the response, besides
     rules: tuple[Rule, ...] = ()  # that it is counted by
+    is_inside: bool = False  # asked by the edge itself, again until there is room
     standings: tuple[Standing, ...] = ()  # of those, as they were then
     on_first: Callable[[], None] = lambda: None  # called at the first piece of the answer
     further: list[Record] = field(default_factory=list)  # choices after the first

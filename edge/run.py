@@ -171,6 +171,7 @@ class Run:
         headers = Headers(scope=scope)
         tenant = self._tenant(scope, headers)
         record.account, record.tenant = tenant.account, tenant
+        record.is_inside = asks_inside(scope) is not None
         with self._service.drain.until_cut():
             await self._service.walk.wait_settled()
             if (model := self._api.model(scope)) is not None and MODELS not in headers:

@@ -61,6 +61,18 @@ def test_the_window_slides(counted: Meter, clock: Clock) -> None:
     assert (failure, standings[0].remaining) == (None, 1)
 
 
+def test_a_request_that_is_to_come_again_does_not_count(counted: Meter, clock: Clock) -> None:
+    """That one, and no other of its window."""
+    rules = [rule("requests", 2)]
+    first, _ = counted.admit(rules)
+    clock.now += 30
+    assert counted.admit(rules)[1] is None
+    counted.charge([(rules[0], {"at": first[0].at})])
+    assert counted.admit(rules)[1] is None
+    clock.now += 59
+    assert counted.admit(rules)[1] is not None
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_never_more_than_the_limit_in_any_window_and_never_a_refusal_below(
     counted: Meter, clock: Clock, seed: int

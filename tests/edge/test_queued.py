@@ -85,6 +85,19 @@ async def test_what_its_key_may_use_holds_for_a_job(
     assert sorted(it.priority for it in region.asked) == [-7, -1]
 
 
+async def test_looking_for_room_uses_up_no_limit(
+    edge: EdgeClient, region: CountingRegion, tmp_path: Path
+) -> None:
+    """A job's request counts once, however often it is tried."""
+    region.started_gate = refusing(Failure(Code.NO_CAPACITY, "full"), times=3)
+    limited = replace(edge, key=limited_key(tmp_path, "requests=2/hour"))
+    request_id = (await queue(limited, asked("A"))).json()["result"]["request_id"]
+    [response] = (await ended(limited, request_id))["responses"]
+    assert response["result"]["response"] == "BCD"
+    assert (await limited.raw("A")).headers["x-ratelimit-remaining-requests"] == "0"
+    assert (await limited.raw("A")).status_code == 429
+
+
 async def test_a_revoked_key_ends_what_it_has_queued(
     edge: EdgeClient, region: CountingRegion, tmp_path: Path
 ) -> None:
