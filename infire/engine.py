@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 
 import msgspec
@@ -152,11 +153,16 @@ class Engine:
         self._ended.append(Step(request_id=request_id, ids=(), finish="stop"))
 
     def drop(self, request_id: str) -> None:
-        """Forget a request; unknown ids are ignored. Nothing more is said of it."""
+        """Forget a request; unknown ids are ignored. Nothing more is said of it.
+
+        Its export goes too: who dropped it may have looked for the file before it was made.
+        """
         self._compiling.pop(request_id, None)
         self._templates.pop(request_id, None)
         self._adopts.pop(request_id, None)
-        self._exports.pop(request_id, None)
+        export = self._exports.pop(request_id, None)
+        if export is not None and export.num_tokens:
+            Path(export.path).unlink(missing_ok=True)
         self._scheduler.drop(request_id)
 
     def step(self) -> Results | None:

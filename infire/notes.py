@@ -48,7 +48,8 @@ class Submit(Struct, frozen=True, tag="submit"):
 
 
 class Drop(Struct, frozen=True, tag="drop"):
-    """Forget a request wherever it is: waiting, running or held. Unknown ids are ignored."""
+    """Forget a request wherever it is: waiting, running or held, and remove its export. Unknown ids
+    are ignored."""
 
     request_id: str
 

@@ -104,12 +104,12 @@ def test_a_prompt_computed_here_is_answered_there(rig: Rig, tmp_path: Path) -> N
     assert rig.answers == [Exported("a", path.stat().st_size, 25)]
     assert path.read_bytes() == exported_kv(LAYOUT, range(25))
     assert rig.engine.gauges().held == 1
-    rig.engine.do(Drop("a"))
-    assert rig.num_free() == 32
 
     there = Rig()
     there.engine.do(Submit(sequence("a", prompt=25, generated=1, max_tokens=9), str(path), 25))
     there.run_out()
+    rig.engine.do(Drop("a"))
+    assert rig.num_free() == 32
     assert there.answers == [Adopted("a")]
     assert rig.ids("a") + there.ids("a") == answer(25, 9)
     assert there.runner.prompt_tokens == there.engine.gauges().prompt_tokens_computed == 0
@@ -241,6 +241,24 @@ def test_a_dropped_request_is_not_written(rig: Rig, tmp_path: Path) -> None:
     rig.run_out()
     assert rig.answers == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dropped_request_takes_its_export_with_it(rig: Rig, tmp_path: Path) -> None:
+    held = sequence("a", prompt=9, max_tokens=1, hold=True)
+    rig.engine.submit(held, export_path=str(tmp_path / "kv"))
+    rig.run_out()
+    assert (tmp_path / "kv").exists()
+    rig.engine.drop("a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_drop_leaves_a_file_that_was_there_before(rig: Rig, tmp_path: Path) -> None:
+    (tmp_path / "kv").write_text("mine")
+    held = sequence("a", prompt=9, max_tokens=1, hold=True)
+    rig.engine.submit(held, export_path=str(tmp_path / "kv"))
+    rig.run_out()
+    rig.engine.drop("a")
+    assert (tmp_path / "kv").read_text() == "mine"
 
 
 def test_an_export_that_cannot_be_written_ends_the_hold(rig: Rig, tmp_path: Path) -> None:
