@@ -7,7 +7,7 @@ never read from a ticket.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,10 @@ class Transport(Protocol):
         Returns which way it went. Raises Failure with a code that lets the request be computed
         elsewhere.
         """
+
+    def being_read(self, *paths: Path) -> AbstractContextManager[None]:
+        """A block in which somebody reads what was collected there, even if the files are removed:
+        until it has ended well, nothing else is collected into them."""
 
 
 @dataclass(slots=True)
@@ -86,7 +90,8 @@ class DecodeRole:
             )
             on_step = partial(_pass_on, stream, answered)
             async with self._worker.engine.request(submit, on_step) as run:
-                await run.wait_adopted()
+                with self._transport.being_read(path):  # by the engine, also if we are cancelled
+                    await run.wait_adopted()
                 path.unlink()
                 last = await run.wait_finished()
         _end(so_far, last, stream, answered, prefilled.cached_tokens)
@@ -180,9 +185,10 @@ class DecodeRole:
         sources = dict(zip(ticket.parts, parts, strict=True))
         num_bytes = layout.exported_bytes(ticket.num_tokens)
         try:
-            await anyio.to_thread.run_sync(
-                reshard_files, strips, sources, into, num_bytes, limiter=self._resharding
-            )
+            with self._transport.being_read(*parts):
+                await anyio.to_thread.run_sync(
+                    reshard_files, strips, sources, into, num_bytes, limiter=self._resharding
+                )
         except (OSError, ValueError) as exc:
             detail = f"KV of {ticket.request_id} cannot be cut anew: {exc}"
             raise Failure(Code.LOST, detail) from exc

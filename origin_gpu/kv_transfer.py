@@ -30,7 +30,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import urlsplit
@@ -262,6 +262,10 @@ class DoorTransport:
         except (OSError, msgspec.DecodeError) as exc:
             detail = f"KV of {ticket.request_id} cannot be had from {peer.name}: {exc}"
             raise Failure(Code.LOST, detail) from exc
+
+    def being_read(self, *paths: Path) -> AbstractContextManager[None]:
+        """A block in which what was collected there is read; see `WarmFiles.being_read`."""
+        return self._warm.being_read(*paths)
 
     async def _ask(self, connection: Connection, ticket: KVTicket) -> None:
         await connection.send_message(

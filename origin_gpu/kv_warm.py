@@ -2,7 +2,8 @@
 
 New pages cost as much as a fast network: the kernel zeroes each, and maps it at its first touch. So
 a file is kept under a name of its own, mapped, and linked to the name that somebody wants; once
-that name is gone it may be written again. Linux's shared memory only: a disk would be written to.
+that name is gone and nobody reads it, it may be written again. Linux's shared memory only: a disk
+would be written to.
 """
 
 from __future__ import annotations
@@ -45,12 +46,30 @@ class WarmFiles:
             yield None
             return
         os.link(warm.path, path)
+        warm.name = path
         try:
             with warm.view(num_bytes) as view:
                 yield view
         except BaseException:
             path.unlink(missing_ok=True)
             raise
+
+    @contextmanager
+    def being_read(self, *paths: Path) -> Iterator[None]:
+        """A block in which somebody else reads what lies there, whatever becomes of the names. If
+        it fails, nobody knows until when: such a file is never written to again."""
+        being_read = [warm for warm in self._kept if warm.name in paths]
+        for warm in being_read:
+            warm.is_read = True
+        try:
+            yield
+        except BaseException:
+            for warm in being_read:
+                self._kept.remove(warm)
+                warm.close()
+            raise
+        for warm in being_read:
+            warm.is_read = False
 
     def close(self) -> None:
         """Unmap and remove all of them."""
@@ -81,13 +100,15 @@ class _Warm:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.num_bytes = 0
+        self.name: Path | None = None  # that somebody wanted last
+        self.is_read = False  # by somebody who needs no name for it
         self._file = path.open("x+b")
         self._mapping: mmap.mmap | None = None
 
     @property
     def free(self) -> bool:
-        """Whether it has its own name only."""
-        return os.fstat(self._file.fileno()).st_nlink == 1
+        """Whether it has its own name only, and nobody is at it."""
+        return not self.is_read and os.fstat(self._file.fileno()).st_nlink == 1
 
     @contextmanager
     def view(self, num_bytes: int) -> Iterator[memoryview]:

@@ -1,4 +1,4 @@
-"""Requests given up while an engine is at their file of KV: nothing of it is left."""
+"""Requests given up while an engine is at their file of KV: nothing is left, nothing is mixed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Literal
 
 import anyio
 
-from origin_gpu.handover import Prefill
+from origin_gpu.handover import Collected, Prefill, Prefilled, Resume
 from tests.origin_gpu.local_workers import (
     COUNTING_ENGINE,
     PATIENCE_S,
     LocalWorker,
+    ids,
     local_worker,
     prefilled_of,
 )
@@ -47,6 +48,29 @@ async def reached(gate: Path) -> None:
 
 async def idle(worker: LocalWorker) -> None:
     await worker.until(lambda it: it.in_flight == 0)
+
+
+async def test_a_file_that_an_engine_still_reads_is_not_written_to(tmp_path: Path) -> None:
+    """Else it would take another's KV for that of this prompt, and keep it for the next."""
+    async with gated_pair(tmp_path, "d") as (p, d, gate):
+        one = p.generate(65, request_id="one", num_prompt=40)
+        two = p.generate(90, request_id="two", num_prompt=40)
+        async with p.link.open(Prefill(one)) as held:
+            first = await prefilled_of(held)
+            async with d.link.open(Resume(one, first)):
+                await reached(gate)
+        await idle(d)  # but its engine has the file open
+        async with p.link.open(Prefill(two)) as held:
+            events = aiter(held)
+            second = await anext(events)
+            assert isinstance(second, Prefilled)
+            async with d.link.open(Resume(two, second)) as answer:
+                assert await anext(events) == Collected()
+                gate.touch()
+                with anyio.fail_after(PATIENCE_S):
+                    assert ids([event async for event in answer]) == [92, 93, 94]
+        await d.settled()
+        assert ids(await d.ask(one)) == [66, 67, 68, 69]
 
 
 async def test_a_file_that_an_engine_was_about_to_make_does_not_stay(tmp_path: Path) -> None:

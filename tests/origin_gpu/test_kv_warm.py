@@ -52,6 +52,36 @@ def test_a_file_is_written_again_once_its_name_is_gone(warm: WarmFiles, tmp_path
     assert b.read_bytes() == b"b" * 5000
 
 
+def test_what_is_being_read_is_not_written_to_once_its_name_is_gone(
+    warm: WarmFiles, tmp_path: Path
+) -> None:
+    a, b, c = (tmp_path / name for name in "abc")
+    assert write(warm, a, b"a" * 5000)
+    (first,) = inodes(a)
+    with a.open("rb") as reader:
+        with warm.being_read(a):
+            a.unlink()
+            assert write(warm, b, b"b" * 3000)
+        assert reader.read() == b"a" * 5000
+    assert write(warm, c, b"c" * 5000)
+    assert inodes(c) == [first]
+
+
+def test_what_may_be_read_still_is_never_written_to(warm: WarmFiles, tmp_path: Path) -> None:
+    def give_up() -> None:
+        with warm.being_read(tmp_path / "a"):
+            raise ConnectionError
+
+    assert write(warm, tmp_path / "a", b"a" * 5000)
+    with (tmp_path / "a").open("rb") as reader:
+        with pytest.raises(ConnectionError):
+            give_up()
+        (tmp_path / "a").unlink()
+        assert write(warm, tmp_path / "b", b"b" * 5000)
+        assert reader.read() == b"a" * 5000
+    assert warm.num_bytes == 5000
+
+
 @pytest.mark.parametrize("sizes", [(5000, 3), (3, 5000), (1, 500_000, 4096, 70_000)])
 def test_sizes_may_differ(warm: WarmFiles, tmp_path: Path, sizes: tuple[int, ...]) -> None:
     for n, size in enumerate(sizes):
