@@ -89,27 +89,38 @@ class Children:
         return iter(self._children)
 
     async def start(self) -> None:
+        """DiedStarting where the machine has no room for all of them."""
         for command in self._commands:
-            process = await self._spawn(command)
-            self._children.append(Child(command, process, anyio.current_time()))
+            await self._started(command)
 
     async def add(self, commands: Sequence[Command], *, within_s: float) -> None:
         """Start these too, and wait until they are ready. DiedStarting, and none of them is left,
         when one never will be."""
-        new = []
-        for command in commands:
-            child = Child(command, await self._spawn(command), anyio.current_time())
-            new.append(child)
-            self._children.append(child)
-        self._changed()
+        new: list[Child] = []
         try:
+            for command in commands:
+                child = await self._started(command)
+                new.append(child)
+            self._changed()
             await self.wait_ready(lambda name: None, within_s=within_s, among=new)
         except DiedStarting:
-            await self.retire([command.name for command in commands], grace_s=0.0)
+            await self.retire([child.command.name for child in new], grace_s=0.0)
+            for command in commands:
+                command.listener.close()
             raise
         for child in new:
             if self._keeping is not None:
                 self._keeping.start_soon(self._keep, child)
+
+    async def _started(self, command: Command) -> Child:
+        """One more. DiedStarting where the machine has no room for it."""
+        try:
+            process = await self._spawn(command)
+        except OSError as exc:
+            raise DiedStarting(f"{command.name} cannot be started: {exc}") from exc
+        child = Child(command, process, anyio.current_time())
+        self._children.append(child)
+        return child
 
     async def retire(self, names: Collection[str], *, grace_s: float) -> None:
         """End these for good: asked first, then told to cut what they do, then made to."""
@@ -235,10 +246,22 @@ class Children:
                 os.killpg(child.process.pid, signal.SIGKILL)
             await anyio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            if child.retired:  # while it was dead
+                return
+            await self._start_again(child)
+
+    async def _start_again(self, child: Child) -> None:
+        """Where the machine has no room for it, it is as dead as before."""
+        try:
             with anyio.CancelScope(shield=True):  # else a process could start and nobody know it
                 child.process = await self._spawn(child.command)
-            child.started = anyio.current_time()
-            self._changed()
+        except OSError as exc:
+            self._say(f"{child.command.name} cannot be started: {exc}")
+            return
+        child.started = anyio.current_time()
+        if child.retired:  # meanwhile, when there was nobody to tell
+            _send(child, signal.SIGKILL)
+        self._changed()
 
     async def _wait_all(self, within_s: float, among: Sequence[Child] | None = None) -> None:
         with anyio.move_on_after(within_s):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import signal
 import socket
@@ -14,9 +16,10 @@ import anyio
 import httpx2
 import psutil
 import pytest
+from anyio.abc import Process
 
 import routing.children
-from routing.children import Children, Command, DiedStarting, bind, url_of
+from routing.children import Child, Children, Command, DiedStarting, bind, url_of
 from routing.region import Role
 from tests.fakes.stand_in_fleet import stand_in
 
@@ -88,6 +91,110 @@ async def test_a_process_that_dies_is_started_again_at_the_same_address(tmp_path
         async with httpx2.AsyncClient(timeout=PATIENCE_S) as client:
             assert (await client.get(f"{child.command.url}/ready")).status_code == 200
     assert news.lines == ["phoenix died (SIGKILL); starting it again in 0.5 s"]
+
+
+async def test_one_that_is_retired_while_it_is_dead_is_not_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routing.children, "FIRST_PAUSE_S", 0.2)
+    news = News()
+    pair = stand_in("stays", "both", tmp_path), stand_in("leaves", "both", tmp_path)
+    async with started(news, *pair) as children:
+        await children.wait_ready(lambda _: None, within_s=PATIENCE_S)
+        stays, leaves = children
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(children.keep)
+            os.kill(leaves.process.pid, signal.SIGKILL)
+            with anyio.fail_after(PATIENCE_S):
+                while not news.lines:
+                    await anyio.sleep(0.005)
+            await children.retire(["leaves"], grace_s=PATIENCE_S)
+            await is_kept(stays)
+            tasks.cancel_scope.cancel()
+        assert [child.command.name for child in children] == ["stays"]
+
+
+async def test_one_that_is_retired_while_it_is_started_again_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routing.children, "FIRST_PAUSE_S", 0.0)
+    news, begun, may_end = News(), anyio.Event(), anyio.Event()
+    pair = stand_in("stays", "both", tmp_path), stand_in("leaves", "both", tmp_path)
+    async with started(news, *pair) as children:
+        await children.wait_ready(lambda _: None, within_s=PATIENCE_S)
+        stays, leaves = children
+        spawn, first = children._spawn, leaves.process.pid
+
+        async def slowly(command: Command) -> Process:
+            process = await spawn(command)
+            if command is leaves.command:
+                begun.set()
+                await may_end.wait()
+            return process
+
+        monkeypatch.setattr(children, "_spawn", slowly)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(children.keep)
+            os.kill(leaves.process.pid, signal.SIGKILL)
+            with anyio.fail_after(PATIENCE_S):
+                await begun.wait()
+            await children.retire(["leaves"], grace_s=PATIENCE_S)
+            may_end.set()
+            with anyio.fail_after(PATIENCE_S):
+                while leaves.process.pid == first:
+                    await anyio.sleep(0.005)
+                assert await leaves.process.wait() == -signal.SIGKILL
+            await is_kept(stays)
+            tasks.cancel_scope.cancel()
+
+
+async def test_one_that_cannot_be_started_again_is_tried_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routing.children, "FIRST_PAUSE_S", 0.01)
+    news = News()
+    async with started(news, stand_in("w", "both", tmp_path)) as children:
+        await children.wait_ready(lambda _: None, within_s=PATIENCE_S)
+        (child,) = children
+        fails_at_first(children, monkeypatch)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(children.keep)
+            await is_kept(child)
+            tasks.cancel_scope.cancel()
+    assert "w cannot be started: [Errno 11] no more processes" in news.lines
+
+
+async def test_some_more_that_cannot_be_started_leave_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = [stand_in(name, "both", tmp_path) for name in ("b", "c", "d")]
+    async with started(News(), stand_in("a", "both", tmp_path)) as children:
+        fails_at_first(children, monkeypatch, after=1)
+        with pytest.raises(DiedStarting, match="c cannot be started"):
+            await children.add(more, within_s=PATIENCE_S)
+        assert [child.command.name for child in children] == ["a"]
+    assert [command.listener.fileno() for command in more] == [-1, -1, -1]
+
+
+async def is_kept(child: Child) -> None:
+    """Whether it is started again when it dies."""
+    before = child.process.pid
+    os.kill(before, signal.SIGKILL)
+    with anyio.fail_after(PATIENCE_S):
+        while child.process.pid == before:
+            await anyio.sleep(0.005)
+
+
+def fails_at_first(children: Children, monkeypatch: pytest.MonkeyPatch, after: int = 0) -> None:
+    """Have a start fail, as on a machine that has no room for one process more."""
+    spawn, calls = children._spawn, itertools.count()
+
+    async def tried(command: Command) -> Process:
+        if next(calls) == after:
+            raise OSError(errno.EAGAIN, "no more processes")
+        return await spawn(command)
+
+    monkeypatch.setattr(children, "_spawn", tried)
 
 
 async def test_edges_are_gone_before_fronts_are_told_and_fronts_before_workers(
