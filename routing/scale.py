@@ -7,6 +7,7 @@ are drained: they finish what they have. Knows no socket of the command: see `co
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 import anyio
 import httpx2
@@ -54,14 +55,14 @@ class Scaler:
             others = [it for it in here if it.other_model is not None]  # stay as they are
             workers = [it for it in here if it.role in ROLES and it not in others]
             wanted = _wanted(workers, counts)
-            new = [
-                command
-                for role, count in wanted.items()
-                for command in self._more(region, role, workers, count)
-            ]
             try:
+                new = [
+                    command
+                    for role, count in wanted.items()
+                    for command in self._more(region, role, workers, count)
+                ]
                 await self._children.add(new, within_s=READY_WITHIN_S)
-            except DiedStarting as exc:
+            except (DiedStarting, OSError) as exc:
                 raise CannotScale(f"nothing has changed: {exc}") from exc
             leaving = _too_many(workers, wanted)
             staying = [it for it in workers if it not in leaving] + new
@@ -69,6 +70,8 @@ class Scaler:
                 await self._tell(front, [*staying, *others])
                 await self._wait_known(front, [*staying, *others])
             except CannotScale:
+                with suppress(CannotScale):  # or it is gone, and comes back with the old ones
+                    await self._tell(front, [*workers, *others])
                 await self._children.retire([it.name for it in new], grace_s=GRACE_S)
                 raise
             self._children.say_again(

@@ -38,6 +38,7 @@ class Front:
 
     told: list[dict[str, str]] = field(default_factory=list)
     refuses: str = ""
+    blind: bool = False  # it sees no worker
 
     async def workers(self, request: Request) -> Response:
         if self.refuses:
@@ -52,6 +53,7 @@ class Front:
                 ready=True,
             )
             for row in self.told
+            if not self.blind
         )  # fmt: skip
         told = RegionReport(region="weur", epoch="e", room=1, models=(), processes=rows)
         return Response(msgspec.json.encode(told))
@@ -216,6 +218,35 @@ async def test_a_front_that_refuses_changes_nothing(
         it.front.refuses = "weur-decode-1 is elsewhere still"
         before = it.alive()
         with pytest.raises(CannotScale, match="elsewhere still"):
+            await it.scaler.scale("weur", {"decode": 2})
+        assert it.alive() == before
+
+
+async def test_a_front_that_does_not_see_the_new_ones_keeps_the_old_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scale_module, "KNOWN_S", 0.3)
+    async with region(tmp_path, monkeypatch) as it:
+        it.front.blind = True
+        before = it.alive()
+        with pytest.raises(CannotScale, match="does not see all of weur-both-0"):
+            await it.scaler.scale("weur", {"both": 1, "prefill": 0, "decode": 0})
+        assert it.alive() == before == {*it.front.names()}
+        it.front.blind = False
+        assert (await it.scaler.scale("weur", {"both": 1}))["both"] == 1
+
+
+async def test_a_machine_without_room_for_more_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with region(tmp_path, monkeypatch) as it:
+
+        def no_room(*_: Any) -> Command:
+            raise OSError("too many open files")
+
+        monkeypatch.setattr(scale_module, "worker_command", no_room)
+        before = it.alive()
+        with pytest.raises(CannotScale, match="nothing has changed: too many open files"):
             await it.scaler.scale("weur", {"decode": 2})
         assert it.alive() == before
 
