@@ -7,6 +7,7 @@ and the front how the worker is. Decides nothing: see `place`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -22,6 +23,7 @@ from origin_gpu.place import Candidate
 from origin_gpu.prefix_index import PrefixIndex
 from origin_gpu.settings import WorkerAt, WorkerRow
 from routing import wire
+from routing.errors import Failure
 from routing.link import Call, Link
 from routing.link_flow import Wake
 from routing.link_frames import Pace
@@ -243,8 +245,9 @@ class Pool:
     async def _keep_watching(self, member: Member) -> None:
         while True:
             await member.link.wait_connected()
-            self._watch(member)
-            await member.watch_ended.wait()
+            with suppress(Failure):  # it may be lost again before it was our turn
+                self._watch(member)
+                await member.watch_ended.wait()
             await anyio.sleep(WATCH_AGAIN_S)
 
     def _watch(self, member: Member) -> None:

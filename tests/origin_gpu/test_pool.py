@@ -112,6 +112,31 @@ async def test_a_watch_that_a_worker_ends_is_opened_again() -> None:
         tasks.cancel_scope.cancel()
 
 
+async def test_a_link_that_is_lost_as_soon_as_it_is_there_is_waited_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker = FakeWorker("w", "both")
+    async with anyio.create_task_group() as tasks:
+        servers = await start(tasks, worker)
+        pool = pool_of(worker)
+        link = pool.members["w"].link
+        wait_connected, lost = link.wait_connected, list[anyio.Event]()
+
+        async def wait_and_lose() -> None:
+            if lost:  # it is back
+                link._online = lost[0]
+            await wait_connected()
+            if not lost:  # between the wake of who waits for it and his turn
+                lost.append(link._online)
+                link._online = anyio.Event()
+
+        monkeypatch.setattr(link, "wait_connected", wait_and_lose)
+        tasks.start_soon(pool.run)
+        await wait_for(pool, {"w"})
+        await servers["w"].stop()
+        tasks.cancel_scope.cancel()
+
+
 def test_a_charge_ends_once() -> None:
     member = Member.__new__(Member)
     member.tokens_in_flight, member.num_charged = 5, 1
