@@ -63,10 +63,12 @@ class EmbedPassage:
                 return await self._ask(worker)
             except Failure as failed:
                 failure = failed
-            if not failure.code.elsewhere or self.second_try is not None:
+            if not failure.code.elsewhere:
                 raise failure
             if failure.code is Code.DRAINING:
                 self._pool.leave_out(worker)
+            elif self.second_try is not None:
+                raise failure
             else:
                 self.second_try = failure
 

@@ -14,7 +14,15 @@ from routing import wire
 from routing.errors import Code, Failure
 from tests.fakes.counting_encoder import vector
 from tests.fakes.region import ASSETS as FAKE_ASSETS
-from tests.fakes.region import MODEL, FakeRegion, FakeWorker, Latch, embedded, fake_region
+from tests.fakes.region import (
+    MODEL,
+    FakeRegion,
+    FakeWorker,
+    Latch,
+    embedded,
+    failing,
+    fake_region,
+)
 from tests.origin_gpu.local_workers import MODEL as LOCAL_MODEL
 from tests.origin_gpu.local_workers import LocalWorker, local_worker
 
@@ -151,6 +159,15 @@ async def test_a_lost_worker_costs_a_second_try() -> None:
             assert [event async for event in events] == [embedded(REQUEST)]
         assert b.of(wire.Embed)[0].budget_s < REQUEST.budget_s
         await region.wait_idle()
+
+
+async def test_a_worker_that_drains_costs_no_try_after_one_was_lost() -> None:
+    a, b, c = (FakeWorker(name, "both") for name in "abc")
+    a.gates["embed"] = failing(Failure(Code.LOST, "its engine is gone"))
+    b.gates["embed"] = failing(Failure(Code.DRAINING, "it is being stopped"))
+    async with fake_region(a, b, c) as region:
+        assert await ask(region) == [embedded(REQUEST)]
+        assert [len(it.of(wire.Embed)) for it in (a, b, c)] == [1, 1, 1]
 
 
 async def test_a_refusal_of_the_input_is_passed_on_at_once() -> None:
