@@ -1,9 +1,10 @@
 """A counting engine with one fault, for tests of what the rest of a region makes of it.
 
-    faulty_engine.py [--poison ID] [--slow-load-s S] [--gate FILE] <flags of counting_engine.py>
+    faulty_engine.py [--poison ID] [--slow-load-s S] [--load-gate FILE] [--gate FILE] FLAGS
 
-A step that is given the token ID raises, as a device that is out of memory does. Loading takes S
-seconds longer. Every start adds a line to the file named by `--starts`. Who has opened a file of KV
+FLAGS are those of counting_engine.py. A step that is given the token ID raises, as a device that is
+out of memory does. Loading takes S seconds longer, or until the file of `--load-gate` is there.
+Every start adds a line to the file named by `--starts`. With `--gate`, who has opened a file of KV
 to adopt, or is about to export one, says so by FILE.reached, and goes on once FILE is there.
 """
 
@@ -54,8 +55,12 @@ class GatedRunner(PoisonedRunner):
         if self.gate is None:
             return
         self.gate.with_suffix(".reached").touch()
-        while not self.gate.exists():
-            time.sleep(0.005)
+        wait_for(self.gate)
+
+
+def wait_for(gate: Path) -> None:
+    while not gate.exists():
+        time.sleep(0.005)
 
 
 def main() -> None:
@@ -63,12 +68,15 @@ def main() -> None:
     flags.add_argument("--poison", type=int, default=-1)
     flags.add_argument("--slow-load-s", type=float, default=0.0)
     flags.add_argument("--starts", type=Path)
+    flags.add_argument("--load-gate", type=Path)
     flags.add_argument("--gate", type=Path)
     mine, rest = flags.parse_known_args()
     if mine.starts:
         with mine.starts.open("a") as file:
             file.write("start\n")
     time.sleep(mine.slow_load_s)
+    if mine.load_gate:
+        wait_for(mine.load_gate)
     GatedRunner.poison, GatedRunner.gate = mine.poison, mine.gate
     counting_engine.CountingRunner = GatedRunner
     sys.argv[1:] = rest

@@ -19,7 +19,6 @@ from tests.system.world import ACCOUNT, Shape, World, counted, edge_key, world
 pytestmark = pytest.mark.system
 MAX_RUNNING, MAX_WAITING = 4, 8
 TAKEN = MAX_RUNNING + MAX_WAITING  # by each worker, about: reports lag a little
-REFUSED_WITHIN_S = 0.25  # five times what it should take: machines are busy
 
 
 async def test_overload_is_refused_and_what_is_admitted_is_right(tmp_path: Path) -> None:
@@ -79,25 +78,27 @@ async def test_what_one_region_does_not_take_another_does(tmp_path: Path) -> Non
 
 
 async def test_who_will_not_wait_is_refused_at_once(tmp_path: Path) -> None:
-    """`rejectIfBusy`: all rows are taken, and two others wait; it gets its 429 while they do."""
+    """`rejectIfBusy`: all rows are taken, and others wait; it gets its 429 before these end."""
     shape = Shape(step_s=0.01, roles=("both",), worker_flags=("--max-running", "2"))
     async with world(tmp_path, shape) as w, anyio.create_task_group() as tasks:
         busy = {"options": {"rejectIfBusy": True}}
         assert (await w.raw("A", 3, **busy)).json()["result"]["response"] == "BCD"
 
         async def ask() -> None:
+            nonlocal left
             answer = await w.raw("!", 90)
             assert answer.json()["result"]["response"] == counted("!", 90)
+            left -= 1
 
-        for _ in range(4):
+        left = 6
+        for _ in range(left):
             tasks.start_soon(ask)
         with anyio.fail_after(PATIENCE_S):
-            while (await w.worker("weur-both")).waiting < 2:
+            while (await w.worker("weur-both")).waiting < 4:
                 await anyio.sleep(0.01)
         for prompt in ("A", "B", "C"):
-            began = time.monotonic()
             answer = await w.raw(prompt, 3, **busy)
-            assert time.monotonic() - began < REFUSED_WITHIN_S
+            assert left > 2
             assert await status_of(answer) == (429, 3040)
             assert int(answer.headers["retry-after"]) >= 1
 
@@ -122,7 +123,7 @@ async def test_work_for_idle_times_gives_way_and_goes_on(tmp_path: Path) -> None
                 tasks.start_soon(ask, idle, "!", 90)
                 while not (await w.worker("weur-both")).in_flight:
                     await anyio.sleep(0.01)
-                tasks.start_soon(ask, usual, "A", 20)
+                tasks.start_soon(ask, usual, "A", 60)
                 while (await w.worker("weur-both")).in_flight < 2:
                     await anyio.sleep(0.005)
                 w.key = idle
@@ -175,7 +176,7 @@ async def test_the_line_is_as_long_as_it_may_take_not_as_its_places(tmp_path: Pa
             offered = await _offer(w, rate=30, for_s=6, num_tokens=20)  # about 10 a second fit
         assert set(offered.codes) == {200, 429}
         assert offered.codes[200] >= 30
-        assert _median(offered.refused_s) < REFUSED_WITHIN_S
+        assert _median(offered.refused_s) < LEAST_WAIT_S  # which who is let in may wait
         # of 256 places the last would have to wait 25 s
         assert max(offered.first_s) < 5 * LEAST_WAIT_S
         await w.settled("weur-both")
