@@ -108,13 +108,14 @@ class WorkerApp:
             drain.listeners.discard(tell)
 
     async def _tell_cache(self, stream: Stream[WorkerRequest, WorkerEvent]) -> None:
-        """Say what comes into the engine's prefix cache and what goes, many blocks at once."""
+        """Say what comes into the engine's prefix cache and what goes, many blocks at once; a large
+        cache not in one frame, over which its reader would have time for nothing else."""
         with self.worker.engine.cache.reader() as reader:
             while True:
                 await reader.wake.wait()
                 while news := reader.take():
                     stream.send(news)
-                await anyio.sleep(TELL_CACHE_EVERY_S)
+                    await anyio.sleep(TELL_CACHE_EVERY_S)
 
     def _watched(self) -> Watched:
         return Watched(

@@ -13,8 +13,18 @@ import pytest
 
 from infire.notes import Gauges
 from origin_gpu import worker_app
-from origin_gpu.handover import CacheNews, Collected, Prefill, Resume, Watch, Watched
+from origin_gpu.cache_news import MOST_AT_ONCE
+from origin_gpu.handover import (
+    CacheNews,
+    Collected,
+    Prefill,
+    Resume,
+    Watch,
+    Watched,
+    WorkerEvent,
+)
 from routing import wire
+from routing.link_frames import Batch
 from routing.region import ProcessReport
 from tests.fakes.model_folder import CONTEXT_WINDOW
 from tests.origin_gpu.local_workers import (
@@ -57,6 +67,32 @@ async def test_changes_are_said_without_waiting_for_the_second(
                     pass
             while (await watched(said)).report.held:
                 pass
+
+
+async def test_a_large_cache_is_told_in_frames_of_a_moment_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever takes note of them has other things to do."""
+    async with local_worker(tmp_path) as w:
+        at_once: list[int] = []
+        hand_out = w.link._hand_out
+
+        def hear(batch: Batch[WorkerEvent]) -> None:
+            at_once.append(sum(isinstance(event, CacheNews) for event in batch.events))
+            hand_out(batch)
+
+        monkeypatch.setattr(w.link, "_hand_out", hear)
+        keys = [n.to_bytes(16, "little") for n in range(3 * MOST_AT_ONCE)]
+        w.app.worker.engine.cache.change(keys, ())
+        heard: set[bytes] = set()
+        async with w.link.open(Watch(())) as events:
+            with anyio.fail_after(PATIENCE_S):
+                async for event in events:
+                    if isinstance(event, CacheNews):
+                        heard.update(event.added)
+                    if len(heard) == len(keys):
+                        break
+        assert max(at_once) == 1
 
 
 async def test_what_it_tells_who_has_the_secret(tmp_path: Path) -> None:
