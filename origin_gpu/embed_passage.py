@@ -58,6 +58,8 @@ class EmbedPassage:
                 worker = place_embed(self._pool.candidates(excluding=asked), self.request)
             except Failure as none:
                 raise failure or none from None
+            if failure is not None and failure.code is not Code.DRAINING:
+                self.second_try = failure
             asked.add(worker)
             try:
                 return await self._ask(worker)
@@ -69,8 +71,6 @@ class EmbedPassage:
                 self._pool.leave_out(worker)
             elif self.second_try is not None:
                 raise failure
-            else:
-                self.second_try = failure
 
     async def _ask(self, worker: str) -> None:
         answers: list[WorkerEvent] = []

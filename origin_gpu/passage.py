@@ -154,11 +154,11 @@ class Passage:
 
     async def _go_again(self, failure: Failure) -> None:
         """One more try, on another worker; `failure` stands if none can."""
-        self.second_try = failure
         if reason := self._over():
             self._finish(reason)
             return
         placement = self._other_placement(failure)
+        self.second_try = failure
         log(
             logger,
             "second try",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx2
 import msgspec
 
 from routing import wire
@@ -168,6 +169,14 @@ async def test_a_worker_that_drains_costs_no_try_after_one_was_lost() -> None:
     async with fake_region(a, b, c) as region:
         assert await ask(region) == [embedded(REQUEST)]
         assert [len(it.of(wire.Embed)) for it in (a, b, c)] == [1, 1, 1]
+
+
+async def test_without_another_there_is_no_second_try() -> None:
+    a = FakeWorker("a", "both")
+    a.gates["embed"] = failing(Failure(Code.NO_CAPACITY, "full"))
+    async with fake_region(a) as region, httpx2.AsyncClient() as client:
+        assert fault(await ask(region)).code is Code.NO_CAPACITY
+        assert "second_tries_total{" not in (await client.get(f"{region.url}/metrics")).text
 
 
 async def test_a_refusal_of_the_input_is_passed_on_at_once() -> None:

@@ -59,9 +59,10 @@ async def test_a_prefill_worker_that_dies_is_passed_over_for_another() -> None:
 
 
 async def test_without_another_the_edge_is_told_what_the_first_said() -> None:
-    async with split_region() as region:
+    async with split_region() as region, httpx2.AsyncClient() as client:
         region["p0"].gates["prefill"] = failing(FULL)
         assert await answer(region, request()) == [wire.Fault(Code.NO_CAPACITY, "full", 3.0)]
+        assert "second_tries_total{" not in (await client.get(f"{region.url}/metrics")).text
         region["p0"].gates["prefill"] = failing(LOST)
         region["d0"].gates["token"] = failing(FULL)
         assert code(await answer(region, request())) is Code.NO_CAPACITY
