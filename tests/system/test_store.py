@@ -168,6 +168,13 @@ async def test_a_job_outlives_every_process(tmp_path: Path) -> None:
         check_answers(await done(w, w.edge, job), count)
 
 
+async def wait_in_flight(w: World, count: int) -> None:
+    """Until so many are being answered."""
+    with anyio.fail_after(30):
+        while (await w.worker("weur-decode")).in_flight < count:
+            await anyio.sleep(0.01)
+
+
 async def test_who_waits_for_an_edge_that_is_killed(tmp_path: Path) -> None:
     """One request is cached, another has an idempotency key; the edge that asks for both is killed
     at it. Whoever waits for the first asks in its place, and the key may be used again."""
@@ -186,7 +193,7 @@ async def test_who_waits_for_an_edge_that_is_killed(tmp_path: Path) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(lambda: at_first(cf_aig_cache_ttl="60"))
             tasks.start_soon(lambda: at_first(idempotency_key="k"))
-            await anyio.sleep(0.7)
+            await wait_in_flight(w, 2)
             assert (await ask(w, second, body, idempotency_key="k")).status_code == 409
             tasks.start_soon(at_second)
             await anyio.sleep(0.3)
