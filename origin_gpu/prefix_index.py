@@ -6,12 +6,14 @@ lost word costs time and no answer; still it is noticed, by its number, and all 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 
 from infire.prefix import Chain
 from origin_gpu.handover import CacheNews
 
 MOST_KEYS = 2_000_000  # of one worker that are remembered: about 300 MB; it may have more on disk
+FORGET_AT_ONCE = 20_000  # keys: a million would take most of a second
 
 
 class PrefixIndex:
@@ -23,6 +25,8 @@ class PrefixIndex:
         self._mask_of: dict[bytes, int] = {}  # key: the workers that have it
         self._keys_of: dict[str, set[bytes]] = {}
         self._next: dict[str, int] = {}  # worker: the number of its next news
+        # Bits of those that are forgotten, and the keys whose masks still have them.
+        self._going: deque[tuple[int, set[bytes]]] = deque()
 
     @property
     def num_keys(self) -> int:
@@ -35,6 +39,7 @@ class PrefixIndex:
     def hear(self, worker: str, news: CacheNews) -> bool:
         """Take note. False when news before these were lost: nothing is known of the worker then,
         until it begins again with number 0."""
+        self._tidy()
         if news.number == 0:
             self.forget(worker)
             self._begin(worker)
@@ -55,9 +60,8 @@ class PrefixIndex:
         """It is gone, or begins anew."""
         self._next.pop(worker, None)
         if worker in self._keys_of:
-            self._remove(worker, tuple(self._keys_of[worker]))
-            del self._keys_of[worker]
-            self._free_bits.append(self._bit_of.pop(worker))
+            self._going.append((self._bit_of.pop(worker), self._keys_of.pop(worker)))
+            self._tidy()
 
     def num_found(
         self, workers: Iterable[str], chain: Chain, token_ids: tuple[int, ...], most: int
@@ -86,12 +90,16 @@ class PrefixIndex:
         for worker, keys in self._keys_of.items():
             for key in keys:
                 masks[key] = masks.get(key, 0) | self._bit_of[worker]
+        for bit, keys in self._going:
+            for key in keys:
+                masks[key] = masks.get(key, 0) | bit
         assert masks == self._mask_of
-        bits = [*self._bit_of.values(), *self._free_bits]
+        bits = [*self._bit_of.values(), *self._free_bits, *(bit for bit, _ in self._going)]
         assert len({*bits}) == len(bits)
 
     def _begin(self, worker: str) -> None:
-        bit = self._free_bits.pop() if self._free_bits else 1 << len(self._bit_of)
+        num_used = len(self._bit_of) + len(self._going)
+        bit = self._free_bits.pop() if self._free_bits else 1 << num_used
         self._bit_of[worker] = bit
         self._keys_of[worker] = set()
         self._next[worker] = 0
@@ -109,10 +117,24 @@ class PrefixIndex:
         for key in keys:
             if key in mine:
                 mine.discard(key)
-                if rest := self._mask_of[key] & ~bit:
-                    self._mask_of[key] = rest
-                else:
-                    del self._mask_of[key]
+                self._clear(key, bit)
+
+    def _tidy(self) -> None:
+        """Take the bit of who was forgotten out of some of its masks; then another may have it."""
+        if not self._going:
+            return
+        bit, keys = self._going[0]
+        for _ in range(min(FORGET_AT_ONCE, len(keys))):
+            self._clear(keys.pop(), bit)
+        if not keys:
+            self._going.popleft()
+            self._free_bits.append(bit)
+
+    def _clear(self, key: bytes, bit: int) -> None:
+        if rest := self._mask_of[key] & ~bit:
+            self._mask_of[key] = rest
+        else:
+            del self._mask_of[key]
 
 
 def _bits(mask: int) -> Iterable[int]:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from infire.prefix import Chain, chain_keys, root
-from origin_gpu import cache_news
+from origin_gpu import cache_news, prefix_index
 from origin_gpu.cache_news import CacheMirror, CacheReader
 from origin_gpu.handover import CacheNews
 from origin_gpu.prefix_index import PrefixIndex
@@ -95,6 +95,30 @@ def test_a_forgotten_worker_leaves_its_place_to_another() -> None:
     index.hear("c", CacheNews(0, KEYS[:2]))
     index.check()
     assert found(index, "a", "b", "c") == {"a": 0, "b": 1, "c": 2}
+
+
+def test_a_worker_with_much_is_forgotten_at_once_and_tidied_away_bit_by_bit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who waits for the front meanwhile waits for a part of it only."""
+    monkeypatch.setattr(prefix_index, "FORGET_AT_ONCE", 2)
+    index = told("a", *KEYS)
+    index.hear("b", CacheNews(0, KEYS[:1]))
+    index.forget("a")
+    assert index.num_keys == 3
+    assert found(index, "a", "b") == {"a": 0, "b": 1}
+    index.hear("a", CacheNews(0, KEYS[2:]))  # it is back, under another bit
+    index.check()
+    assert found(index, "a", "b") == {"a": 0, "b": 1}
+    index.hear("b", CacheNews(1))
+    index.forget("b")
+    index.hear("a", CacheNews(1))
+    index.check()
+    assert index.num_keys == 3
+    index.hear("c", CacheNews(0, KEYS))
+    index.check()
+    assert found(index, "a", "c") == {"a": 0, "c": 5}
+    assert {*index._bit_of.values()} <= {1, 2, 4}
 
 
 def test_a_worker_that_says_more_than_is_remembered_is_known_in_part(
@@ -214,6 +238,7 @@ def test_the_index_converges_whatever_is_lost_on_the_way(
 ) -> None:
     """Case 21: news are lost, said twice and out of order; workers and the front start anew."""
     monkeypatch.setattr(cache_news, "MOST_AT_ONCE", 3)
+    monkeypatch.setattr(prefix_index, "FORGET_AT_ONCE", 2 if seed % 2 else 1000)
     rng = random.Random(seed)
     walk = Walk(rng)
     acts = [walk.add] * 6 + [walk.remove] * 3 + [walk.deliver] * 9
