@@ -180,10 +180,9 @@ class KVSpace:
         taken = [pool.take_unsaved() for _, pool in self._groups]
         return taken[0] if len(taken) == 1 else []
 
-    def has(self, key: bytes, block: int | None = None) -> bool:
-        """Whether the first group has what `key` names, in this block if one is given."""
-        found = self._groups[0][1].find(key)
-        return found is not None and block in {None, found}
+    def has(self, key: bytes) -> bool:
+        """Whether the first group has what `key` names."""
+        return self._groups[0][1].find(key) is not None
 
     def idle(self) -> list[tuple[int, bytes]]:
         return self._groups[0][1].idle()  # of the first group

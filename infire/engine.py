@@ -245,9 +245,9 @@ class Engine:
         for block, key in unsaved:
             content = not_loaded.get((block, key))
             self._tiers.put(key, self._runner.save(block) if content is None else content)
-        for block, key, content in fills:
-            if self._scheduler.has_cached(key, block):  # else evicted again, for another
-                self._runner.load(block, content)
+        # Even where the key names another block by now; of a block filled twice the last counts.
+        for block, _, content in fills:
+            self._runner.load(block, content)
 
     def _cache_news(self) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
         """Keys that came and went, of the device and the tiers behind it taken together."""

@@ -186,6 +186,21 @@ def test_what_was_idle_on_the_device_is_found_after_a_restart(tmp_path: Path) ->
     assert gauges.disk_blocks_found == 6
 
 
+def test_what_is_read_again_beside_a_block_that_never_left_is_all_read(tmp_path: Path) -> None:
+    """Of three blocks the device has lost the second, and the tier has all."""
+    engine = small_engine(tmp_path, num_blocks=12)
+    engine.submit(sequence("short", 40, 1))  # names the first two
+    engine.submit(sequence("long", 40, 20))  # computed the same beside it, and names the third
+    engine.step()
+    other = sequence("other", 128, 1)
+    other.cache_salt = b"other"
+    run_out(engine, other)  # which takes what was free, and the second of "short"
+    while engine.rest():
+        engine._tiers._files.wait_written()  # type: ignore[union-attr]
+    assert run_out(engine, sequence("again", 60, 4))["again"] == answer(60, 4)
+    assert engine.gauges().prompt_tokens_cached == 48
+
+
 def test_another_tenant_finds_nothing(tmp_path: Path) -> None:
     engine = small_engine(tmp_path, host_blocks=20)
     for n, salt in enumerate((b"one", b"two", b"one")):
