@@ -227,15 +227,16 @@ class KVSpace:
         for n, (group, pool) in enumerate(self._groups):
             owned = _blocks(num_tokens, group) - _first_owned(num_adopted, group)
             owned = min(owned, self._most_owned(group))
-            if found is not None:  # what others have anyway
-                first = _first_owned(num_found, group)
-                owned -= sum(pool.is_used(block) for block in found[n][first:])
-            num_free = pool.num_free + sum(
-                not pool.is_shared(block)
+            given = {
+                block
                 for tables, num_computed in leaving
                 for block in tables[n][_first_owned(num_computed, group) :]
-            )
-            if num_free < owned + spare:
+                if not pool.is_shared(block)
+            }
+            if found is not None:  # what others have anyway, and keep
+                kept = {*found[n][_first_owned(num_found, group) :]} - given
+                owned -= sum(pool.is_used(block) for block in kept)
+            if pool.num_free + len(given) < owned + spare:
                 return False
         return True
 

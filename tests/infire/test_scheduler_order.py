@@ -6,7 +6,7 @@ from pathlib import Path
 
 from infire.tenants import MAX_OVERTAKEN, MAX_PREEMPTIONS
 from tests.fakes.runner import exported_kv
-from tests.fakes.sequences import answer, sequence
+from tests.fakes.sequences import answer, sequence, sequence_of
 from tests.infire.scheduling import Rig, shape
 
 
@@ -36,6 +36,18 @@ def test_low_priority_gives_way_before_young() -> None:
     assert rig.scheduler._entries["low"].seq.num_preempted == 1
     rig.run_out()
     assert rig.num_free == 8
+
+
+def test_nobody_gives_way_for_blocks_that_the_newcomer_would_only_share() -> None:
+    """Two of the three blocks of "low" are the newcomer's beginning: they are not room, too."""
+    rig = Rig(8, prefix_cache=True)
+    rig.scheduler.add(sequence_of("high", [*range(100, 113)], 3, priority=1))  # four blocks
+    rig.scheduler.add(sequence("low", prompt=9, max_tokens=3))
+    rig.step()
+    rig.scheduler.add(sequence("new", prompt=20, max_tokens=1, priority=1))  # five, and one is free
+    said = rig.run_out()
+    assert said["new"] == answer(20, 1)
+    assert rig.scheduler.gauges().preemptions == 0
 
 
 def test_of_equals_the_least_preempted_gives_way() -> None:

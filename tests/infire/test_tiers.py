@@ -242,12 +242,12 @@ def test_whatever_is_evicted_and_found_again_answers_are_right(seed: int, tmp_pa
     expected: dict[str, list[int]] = {}
     heard = Heard()
     for n in range(150):
-        prompt, more = rng.choice((20, 40, 70, 100, 130)), rng.randrange(1, 20)
-        asked = sequence(f"r{n}", prompt, more)
+        prompt, more = rng.choice((20, 40, 70, 100, 130)), rng.randrange(1, 40)
+        asked = sequence(f"r{n}", prompt, more, priority=rng.choice((0, 0, 0, 1, 2)))
         asked.cache_salt = rng.choice((b"a", b"b", b"c"))
         engine.submit(asked)
         expected[f"r{n}"] = answer(prompt, more)
-        for _ in range(rng.randrange(6)):
+        for _ in range(rng.randrange(12)):
             heard.hear(engine.step())
             engine._scheduler.check()
         if rng.random() < 0.1:
