@@ -74,8 +74,7 @@ class BlockPool:
         return self._num_owners[block] > 0
 
     def is_shared(self, block: int) -> bool:
-        """Whether one owner less leaves it taken."""
-        return self._num_owners[block] > 1
+        return self._num_owners[block] > 1  # one owner less leaves it taken
 
     def share(self, block: int) -> None:
         """One more owner of a block that was found."""
@@ -181,8 +180,7 @@ class KVSpace:
         return taken[0] if len(taken) == 1 else []
 
     def has(self, key: bytes) -> bool:
-        """Whether the first group has what `key` names."""
-        return self._groups[0][1].find(key) is not None
+        return self._groups[0][1].find(key) is not None  # of the first group
 
     def idle(self) -> list[tuple[int, bytes]]:
         return self._groups[0][1].idle()  # of the first group
@@ -263,7 +261,7 @@ class KVSpace:
         for group, pool in self._groups:
             if group.window is None:
                 count = next((n for n in range(count) if pool.find(keys[n]) is None), count)
-        while count and not self._sees(keys, count):
+        while count and not self._sees(keys, count, size):
             count -= 1
         return [
             [HOLE] * first + [_known(pool, key) for key in keys[first:count]]
@@ -271,12 +269,11 @@ class KVSpace:
             for first in [_first_owned(count * size, group)]
         ], count * size
 
-    def _sees(self, keys: Seq[bytes], count: int) -> bool:
+    def _sees(self, keys: Seq[bytes], count: int, size: int) -> bool:
         """Whether the groups with windows have all that is visible after `count` blocks."""
-        assert self.block_tokens is not None
         for n in self._windowed:
             group, pool = self._groups[n]
-            first = _first_owned(count * self.block_tokens, group)
+            first = _first_owned(count * size, group)
             if any(pool.find(key) is None for key in keys[first:count]):
                 return False
         return True
@@ -287,13 +284,16 @@ class KVSpace:
             for block in table[_first_owned(num_tokens, group) :]:
                 pool.share(block)
 
-    def name(self, tables: Tables, num_computed: int, keys: Seq[bytes], begin: int) -> None:
+    def name(
+        self, tables: Tables, keys: Seq[bytes], begin: int, *, before: int, num_adopted: int
+    ) -> None:
         """Say what lies in the blocks from index `begin` on; `keys` from the first block on.
 
-        `num_computed`: as it was when something was last forgotten.
-        """
+        `before`: tokens computed when something was last forgotten. `num_adopted`: those of a file,
+        in which a window's first block may be in part."""
         for (group, pool), table in zip(self._groups, tables, strict=True):
-            for n in range(max(begin, _first_owned(num_computed, group)), len(keys)):
+            whole = _blocks(group.first_visible(num_adopted), group)
+            for n in range(max(begin, whole, _first_owned(before, group)), len(keys)):
                 pool.name(table[n], keys[n])
 
     def tags(self, tables: Tables, begins: Seq[int]) -> tuple[tuple[int, ...], ...]:

@@ -34,6 +34,7 @@ class Entry:
     num_sent: list[int] | None = None  # per group, blocks the runner knows; None: not its slot
     is_extended: bool = False  # has blocks that the runner does not know
     chain: Chain | None = None  # names its blocks; None: they are not shared
+    num_read: int = 0  # tokens whose KV in its blocks comes from a file
     num_named: int = 0  # blocks from the first on that need no name any more
     cached_tokens: int | None = None  # of the prompt, found when it first started
     tags: list[list[int]] = field(default_factory=list)  # per group, of blocks the runner knows

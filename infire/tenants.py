@@ -150,7 +150,8 @@ class Tenants:
         """Start one with blocks for the KV that comes from a file, as if it were computed."""
         seq = entry.seq
         self._seat(entry)
-        seq.num_computed, entry.num_adopted = entry.num_adopted, 0
+        seq.num_computed = entry.num_read = entry.num_adopted
+        entry.num_adopted = 0
         seq.block_ids = self.space.new_tables(seq.num_computed)
         self._take(entry, seq.num_computed)
 
@@ -204,7 +205,7 @@ class Tenants:
 
     def free_blocks(self, entry: Entry) -> None:
         self.space.give_back(entry.seq.block_ids, entry.seq.num_computed)
-        entry.num_covered = entry.num_named = 0
+        entry.num_covered = entry.num_named = entry.num_read = 0
 
     def owns(self, entry: Entry) -> bool:
         """Whether the blocks that the runner was told of are still those of `entry`."""
@@ -213,7 +214,7 @@ class Tenants:
     def free_own_blocks(self, entry: Entry) -> None:
         """As `free_blocks`, of one that may have lost blocks to others."""
         self.space.give_back_own(entry.seq.block_ids, entry.seq.num_computed, entry.tags)
-        entry.num_covered = entry.num_named = 0
+        entry.num_covered = entry.num_named = entry.num_read = 0
 
     def name(self, entry: Entry, before: int) -> None:
         """Name the blocks that are full now, for others to find; `before`: tokens it had."""
@@ -221,7 +222,9 @@ class Tenants:
         if entry.chain is None or size is None or seq.num_computed // size <= entry.num_named:
             return
         keys = entry.chain.keys(seq.token_ids, seq.num_computed // size)
-        self.space.name(seq.block_ids, before, keys, entry.num_named)
+        self.space.name(
+            seq.block_ids, keys, entry.num_named, before=before, num_adopted=entry.num_read
+        )
         entry.num_named = len(keys)
 
     def check(self, held: Seq[Entry], leaving: Seq[Entry]) -> None:

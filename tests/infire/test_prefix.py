@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
 from infire.prefix import Chain, chain_keys, root
 from infire.request import Sequence
+from tests.fakes.runner import exported_kv
 from tests.fakes.sequences import counted, sequence_of
 from tests.infire.scheduling import Rig, held_in, shape
 
@@ -118,6 +120,27 @@ def test_what_one_window_has_forgotten_is_still_found() -> None:
         rig.scheduler.add(sequence_of(name, [*range(20, 41)], 2))
         assert rig.run_out()[name] == [41, 42]
     assert rig.scheduler.gauges().prompt_tokens_cached == 20
+
+
+@pytest.mark.parametrize("windows", [(6,), (None, 6)])
+def test_of_a_block_that_came_in_part_nothing_is_found(
+    windows: tuple[int | None, ...], tmp_path: Path
+) -> None:
+    """After 7 tokens a window of 6 sees from the third on: so much of the first block is there."""
+    rig = rig_of(windows=windows)
+    ids = [*range(20, 29)]
+    rig.scheduler.add(sequence_of("adopted", ids, 4), num_adopted=7)
+    (adoption,) = rig.scheduler.place()
+    path = tmp_path / "kv"
+    path.write_bytes(exported_kv(rig.layout, ids[:7]))
+    rig.runner.adopt(adoption.block_ids, 7, str(path))
+    assert rig.run_out()["adopted"] == counted(28, 4)
+    rig.scheduler.add(sequence_of("short", ids[:5], 1))
+    assert rig.run_out()["short"] == [25]
+    assert rig.scheduler.gauges().prompt_tokens_cached == 0
+    rig.scheduler.add(sequence_of("long", [*ids, *counted(28, 4)], 1))
+    (step,) = rig.step()
+    assert step.cached_tokens == 12  # whose window begins in a block that is there as a whole
 
 
 def test_without_a_cache_nothing_is_found() -> None:
