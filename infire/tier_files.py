@@ -18,6 +18,7 @@ import secrets
 import threading
 import zlib
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from struct import Struct
 
@@ -138,7 +139,8 @@ class TierFiles:
                     key = b""
                 if len(key) != KEY_BYTES:
                     Path(entry.path).unlink(missing_ok=True)
-                else:
+                    continue
+                with suppress(FileNotFoundError):  # another engine here has just removed it
                     found.append((entry.stat().st_mtime_ns, key))
         for _, key in sorted(found):
             self._known[key] = None
@@ -179,7 +181,10 @@ class TierFiles:
             with draft.open("xb") as file:
                 file.write(header)
                 file.write(content)
-            draft.rename(self._path(key))
+            try:
+                draft.rename(self._path(key))
+            except FileNotFoundError:  # another engine begins here, and has tidied it away
+                return
         except OSError:
             draft.unlink(missing_ok=True)
             raise

@@ -124,6 +124,37 @@ def test_two_engines_in_one_folder_do_each_other_no_harm(tmp_path: Path) -> None
     assert all(it.get(key(n)) == block(n) for it in (one, two) for n in range(4, 20))
 
 
+def test_an_engine_that_begins_beside_another_ends_no_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes for half-written, and removes, what the other is about to rename."""
+    one, others = files(tmp_path), []
+    rename = Path.rename
+
+    def begin_and_rename(path: Path, target: Path) -> Path:
+        if not others:
+            others.append(files(tmp_path))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", begin_and_rename)
+    for n in range(2):
+        one.put(key(n), block(n))
+    one.wait_written()
+    assert others
+    assert [one.get(key(n)) for n in range(2)] == [None, block(1)]
+
+
+def test_a_file_that_goes_while_an_engine_begins_is_no_block(tmp_path: Path) -> None:
+    (tmp_path / "layout").mkdir()
+    gone = tmp_path / "layout" / key(1).hex()
+    gone.symlink_to("nowhere")  # listed, and not there
+    made = files(tmp_path)
+    made.put(key(2), block(2))
+    made.wait_written()
+    assert made.get(key(2)) == block(2)
+    assert not made.has(key(1))
+
+
 def test_a_folder_that_cannot_be_written_is_no_tier_and_no_error(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
