@@ -104,11 +104,11 @@ class TierFiles:
         assert len(content) == self._block_bytes
         if self.keeps(key):
             return
+        self._waiting.add(key)  # before the thread may have written it, and says so
         try:
             self._unwritten.put_nowait((key, content))
         except queue.Full:
-            return
-        self._waiting.add(key)
+            self._waiting.discard(key)
 
     def take_news(self) -> tuple[list[bytes], list[bytes]]:
         with self._lock:

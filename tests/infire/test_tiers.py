@@ -155,6 +155,22 @@ def test_a_file_that_goes_while_an_engine_begins_is_no_block(tmp_path: Path) -> 
     assert not made.has(key(1))
 
 
+def test_a_block_written_at_once_is_written_again_when_it_went(tmp_path: Path) -> None:
+    made = files(tmp_path)
+    put_nowait = made._unwritten.put_nowait
+
+    def put_and_wait(item: tuple[bytes, bytes]) -> None:
+        put_nowait(item)
+        made.wait_written()
+
+    made._unwritten.put_nowait = put_and_wait  # type: ignore[method-assign]
+    made.put(key(1), block(1))
+    (tmp_path / "layout" / key(1).hex()).unlink()  # as another engine's bound would
+    assert made.get(key(1)) is None
+    made.put(key(1), block(1))
+    assert made.get(key(1)) == block(1)
+
+
 def test_a_folder_that_cannot_be_written_is_no_tier_and_no_error(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
