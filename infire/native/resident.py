@@ -170,6 +170,8 @@ def write(
 def read(path: Path, config: ModelConfig, model_digest: str) -> Resident:
     """Map a file that `write` has made for this model. Raises `BadResident`."""
     with path.open("rb") as file:
+        if not file.seek(0, 2):
+            raise BadResident(f"{path} is empty")
         content = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     head = content[:_ALIGNMENT].tobytes()
     begin, length = int.from_bytes(head[8:16], "little"), int.from_bytes(head[16:24], "little")
