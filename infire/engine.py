@@ -157,7 +157,8 @@ class Engine:
 
         Its export goes too: who dropped it may have looked for the file before it was made.
         """
-        self._compiling.pop(request_id, None)
+        if self._compiling.pop(request_id, None) and self._grammars is not None:
+            self._grammars.drop(request_id)
         self._templates.pop(request_id, None)
         self._adopts.pop(request_id, None)
         export = self._exports.pop(request_id, None)

@@ -26,6 +26,16 @@ class GrammarQueue:
     def put(self, sequence: Sequence) -> None:
         self._waiting.setdefault(sequence.cache_salt, deque()).append(sequence)
 
+    def drop(self, request_id: str) -> None:
+        """Forget one that waits; ids of no such are ignored."""
+        for tenant, waiting in self._waiting.items():
+            for sequence in waiting:
+                if sequence.request_id == request_id:
+                    waiting.remove(sequence)
+                    if not waiting:
+                        del self._waiting[tenant]
+                    return
+
     def take(self) -> Sequence | None:
         """The next that may be checked now; `done` is to be told of it. None: there is none."""
         for tenant, waiting in self._waiting.items():

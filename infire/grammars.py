@@ -69,6 +69,11 @@ class Grammars:
                 self._start(self._checkers[len(self._threads)])
             self._changed.notify()
 
+    def drop(self, request_id: str) -> None:
+        """Check nothing for it, if that has not begun; `take_ready` may still tell of it."""
+        with self._changed:
+            self._asked.drop(request_id)
+
     def take_ready(self) -> list[Ready]:
         found = []
         while self._ready:

@@ -17,6 +17,7 @@ from infire.grammar_check import Checker
 from infire.grammar_queue import GrammarQueue
 from infire.grammars import Grammars, Ready
 from infire.request import Grammar, Sequence
+from tests.fakes.counting_engine import counting_engine
 from tests.fakes.model_folder import make_counting_folder
 from tests.fakes.sequences import sequence
 from tests.infire.grammars import BYTES_SIZE
@@ -68,6 +69,19 @@ def test_one_grammar_is_checked_once_at_a_time() -> None:
     assert taken(queue) is None
     queue.done(first)
     assert taken(queue) == "b1"
+
+
+def test_what_is_dropped_waits_no_more() -> None:
+    queue = GrammarQueue(1)
+    for name in ("a1", "a2", "b1"):
+        queue.put(asked(name, name[:1].encode()))
+    for name in ("a1", "b1", "unknown"):
+        queue.drop(name)
+    assert len(queue) == 1
+    assert taken(queue) == "a2"
+    queue.drop("a2")  # it is being checked: `done` is to be told all the same
+    assert taken(queue) is None
+    assert len(queue) == 0
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -147,6 +161,26 @@ def test_hostile_grammars_of_one_tenant_hold_up_nobody_else(tmp_path: Path, go: 
         go.set()
         grammars.close()
     assert "grammars" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_request_that_goes_is_checked_no_more(tmp_path: Path, go: Event) -> None:
+    folder = make_counting_folder(tmp_path)
+    templates = read_templates(folder, BYTES_SIZE)
+    assert templates is not None
+    grammars = Grammars(templates, [SlowChecker(folder, go)])
+    _, engine = counting_engine()
+    engine._grammars = grammars
+    try:
+        engine.submit(asked("first", b"a", "slow"))
+        engine.submit(asked("gone", b"a", "slow too"))
+        engine.submit(asked("last", b"a", "x"))
+        engine.drop("gone")
+        go.set()
+        assert {one.request_id for one in ready(grammars, 2)} == {"first", "last"}
+    finally:
+        go.set()
+        grammars.close()
+    assert not templates.fault(Grammar("regex", "slow too"))
 
 
 def test_a_lane_that_was_woken_for_another_is_not_counted_on(tmp_path: Path, go: Event) -> None:
