@@ -187,6 +187,7 @@ class Engine:
             self._step_s = self._clock() - began
             self._scheduler.took(plan, self._step_s)
         for request_id, fault in self._scheduler.take_lost():
+            self._exports.pop(request_id, None)
             if fault:
                 self._refuse(request_id, "bad_input", f"its grammar cannot be followed: {fault}")
             else:
@@ -287,10 +288,10 @@ class Engine:
         try:
             self._runner.adopt(adoption.block_ids, adoption.num_tokens, path, piece_ends)
         except ValueError as error:
-            self._scheduler.drop(request_id)
+            self.drop(request_id)
             self._refuse(request_id, "incompatible", f"KV cannot be adopted: {error}")
         except OSError as error:
-            self._scheduler.drop(request_id)
+            self.drop(request_id)
             self._refuse(request_id, "lost", f"KV cannot be read: {error}")
         else:
             self._answers.append(Adopted(request_id))

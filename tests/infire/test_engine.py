@@ -271,6 +271,24 @@ def test_an_export_that_cannot_be_written_ends_the_hold(rig: Rig, tmp_path: Path
     assert rig.num_free() == 32
 
 
+def test_of_a_request_that_ends_without_its_answer_nothing_is_kept(
+    rig: Rig, tmp_path: Path
+) -> None:
+    kv_path = str(tmp_path / "no such file")
+    adopts = sequence("adopts", prompt=9, max_tokens=1, hold=True)
+    rig.engine.submit(adopts, kv_path, 5, export_path=str(tmp_path / "a"))
+    robbed = sequence("robbed", prompt=9, max_tokens=5, hold=True)
+    rig.engine.submit(robbed, export_path=str(tmp_path / "b"))
+    rig.engine.step()  # which answers that there is no file
+    rig.runner.tags.carried[0][rig.scheduler._entries["robbed"].seq.block_ids[0][0]] += 1
+    rig.run_out()
+    assert [answer.request_id for answer in rig.answers if isinstance(answer, Refused)] == [
+        "robbed"
+    ]
+    assert rig.engine._exports == {}
+    assert rig.num_free() == 32
+
+
 def test_logprobs_come_along_where_asked(rig: Rig) -> None:
     rig.engine.submit(sequence("a", prompt=3, max_tokens=1, logprobs=2))
     rig.engine.submit(sequence("b", prompt=3, max_tokens=1))
