@@ -123,6 +123,17 @@ def test_another_kind_is_refused(folder: Path, change: dict[str, Any], why: str)
         encoder(folder)
 
 
+def test_a_module_that_is_not_computed_is_refused(folder: Path) -> None:
+    """As LaBSE has one, between pooling and normalizing."""
+    names = ("Transformer", "Pooling", "Dense", "Normalize")
+    modules = [{"type": f"sentence_transformers.models.{name}"} for name in names]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(UnsupportedModel, match=r"models\.Dense; supported are"):
+        encoder(folder)
+    (folder / "modules.json").write_text(json.dumps([it for it in modules if it is not modules[2]]))
+    assert read_encoder(folder).normalized
+
+
 def test_a_decoder_is_no_encoder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     assert is_encoder(folder)
     assert not is_encoder(make_folder("llama", tmp_path_factory.mktemp("llama")))
