@@ -48,6 +48,8 @@ def make_tiers(
     files = None
     if folder is not None:
         name = f"{layout.digest[:32]}-{layout.groups[0].block_tokens}"
+        if layout.tp_size > 1:  # under the same keys each rank has its own heads
+            name += f"-{layout.tp_rank}-{layout.tp_size}"
         files = TierFiles(folder, name, block_bytes=layout.block_bytes, most_bytes=disk_bytes)
     return Tiers(host_bytes, layout.block_bytes, files)
 

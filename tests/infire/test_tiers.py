@@ -11,9 +11,10 @@ from infire.engine import Engine
 from infire.notes import Results
 from infire.prefix import KEY_BYTES
 from infire.request import Sequence
-from infire.tier_files import TierFiles
+from infire.tier_files import TierFiles, make_tiers
 from infire.tiers import Tiers
 from tests.fakes.counting_engine import counting_engine
+from tests.fakes.runner import counting_layout
 from tests.fakes.sequences import answer, sequence
 
 BLOCK = 16 * 8  # bytes of a block of the counting model
@@ -169,6 +170,20 @@ def test_a_block_written_at_once_is_written_again_when_it_went(tmp_path: Path) -
     assert made.get(key(1)) is None
     made.put(key(1), block(1))
     assert made.get(key(1)) == block(1)
+
+
+def test_ranks_of_one_folder_have_blocks_of_their_own(tmp_path: Path) -> None:
+    """As the same tokens have the same key on each, and other heads."""
+    model = counting_layout(block_tokens=16, num_heads=2)
+    found = []
+    for tp_rank, tp_size in ((0, 2), (1, 2), (0, 1), (0, 2)):
+        layout = model.cut(tp_size, tp_rank)
+        made = make_tiers(layout, host_bytes=0, folder=tmp_path, disk_bytes=BOUND)
+        assert made is not None
+        found.append(made.get(key(1)))
+        made.put(key(1), bytes([tp_rank]) * layout.block_bytes)
+        made.close(5.0)
+    assert found == [None, None, None, bytes(BLOCK)]
 
 
 def test_a_folder_that_cannot_be_written_is_no_tier_and_no_error(
