@@ -43,6 +43,22 @@ class Parts:
     def __init__(self) -> None:
         self.all: list[Part] = []
         self.open: Part | None = None
+        self._waiting: tuple[TokenLogprob, ...] = ()  # for text to go beside
+
+    def told(self, piece: Piece) -> Piece | None:
+        """`piece` as a part takes it; None where it says nothing, or nothing yet.
+
+        Log probabilities beside no text begin no part: they wait for the text that follows. Those
+        of thoughts and calls, which have none, wait in vain.
+        """
+        if not isinstance(piece, Text):
+            self._waiting = ()
+            return None if is_empty(piece) else piece
+        if self._waiting:
+            piece = Text(text=piece.text, logprobs=self._waiting + piece.logprobs)
+        goes_on = bool(piece.logprobs) and self.goes_on(piece)
+        self._waiting = () if piece.text or goes_on else piece.logprobs
+        return piece if piece.text or goes_on else None
 
     def goes_on(self, piece: Piece) -> bool:
         """Whether `piece` is more of the open part, else it begins another."""
@@ -69,17 +85,17 @@ class Parts:
 
     def close(self, *, whole: bool = False) -> Part | None:
         """The open part is over; of a call, whether it is `whole`."""
-        part, self.open = self.open, None
+        part, self.open, self._waiting = self.open, None, ()
         if part is not None:
             part.is_whole = whole
         return part
 
     def gather(self, pieces: Iterable[Piece]) -> None:
         """Take all of these, which tell parts; texts of nothing begin none."""
-        for piece in pieces:
-            if isinstance(piece, ToolEnd):
+        for one in pieces:
+            if isinstance(one, ToolEnd):
                 self.close(whole=True)
-            elif not is_empty(piece):
+            elif (piece := self.told(one)) is not None:
                 if not self.goes_on(piece):
                     self.begin(piece)
                 self.add(piece)

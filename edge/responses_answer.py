@@ -14,7 +14,7 @@ import msgspec
 from edge import envelope, sse
 from edge.ask import Broke, End, Piece, Text, ToolEnd, ToolStart, Usage
 from edge.openai import logprob_entry
-from edge.parts import Part, Parts, is_empty
+from edge.parts import Part, Parts
 from edge.responses import Turn
 from edge.responses_items import Item
 from edge.spelled import Spelled
@@ -76,12 +76,13 @@ class Answer(Spelled):
                 return self._beginning() + self._failing(Failure(code, detail))
             case ToolEnd():
                 return self._close(whole=True)
-        if is_empty(piece):
+        told = self._parts.told(piece)
+        if told is None:
             return b""
         before = self._beginning()
-        if not self._parts.goes_on(piece):
-            before += self._close() + self._open(self._parts.begin(piece))
-        return before + self._delta(self._parts.add(piece), piece)
+        if not self._parts.goes_on(told):
+            before += self._close() + self._open(self._parts.begin(told))
+        return before + self._delta(self._parts.add(told), told)
 
     def whole(self, pieces: Iterable[Piece], end: End) -> bytes:
         self._parts.gather(pieces)

@@ -11,6 +11,7 @@ from openai.types.responses import Response
 from edge.ask import (
     Broke,
     End,
+    Piece,
     Reasoning,
     Text,
     TokenLogprob,
@@ -164,7 +165,7 @@ class TestStreams:
     def test_with_logprobs_nothing_is_told_at_once(self) -> None:
         to = answer(stream=True, top_logprobs=1)
         part = TokenLogprob(text="\udce2", logprob=-0.5, top=(("€", -1.0),))
-        told = stream(to, Text(text="", logprobs=(part,)), Text(text="a", logprobs=(part,)))
+        told = stream(to, Text(text="b", logprobs=(part,)), Text(text="", logprobs=(part,)))
         assert to.text_frame("a") == b""
         entry = {"token": "\ufffd", "logprob": -0.5, "bytes": [0xE2]}
         top = [{"token": "€", "logprob": -1.0, "bytes": [0xE2, 0x82, 0xAC]}]
@@ -173,6 +174,41 @@ class TestStreams:
         ] * 2
         to.frames(END)
         assert len(to.response["output"][0]["content"][0]["logprobs"]) == 2
+
+    def test_log_probabilities_begin_no_item(self) -> None:
+        """Each token has one, those of thoughts and calls too, beside empty text."""
+
+        def beside(token: str, *pieces: Piece) -> list[Piece]:
+            first, *rest = pieces or (Text(text=""),)
+            entry = TokenLogprob(text=token, logprob=-0.5)
+            if isinstance(first, Text):
+                return [Text(text=first.text, logprobs=(entry,)), *rest]
+            return [Text(text="", logprobs=(entry,)), first, *rest]
+
+        pieces = [
+            *beside("<think>"),
+            *beside("h", Reasoning(text="h")),
+            *beside("m", Reasoning(text="m")),
+            *beside("</think>"),
+            *beside("S"),  # held back, as the beginning of a stop string is
+            *beside("o", Text(text="So")),
+            *beside(".", Text(text=".")),
+            *beside("<tool_call>"),
+            *beside("f", ToolStart(index=0, id="c1", name="f")),
+            *beside("{", ToolArguments(index=0, text="{")),
+            *beside("}", ToolArguments(index=0, text="}"), ToolEnd(index=0)),
+            *beside("</tool_call>"),
+            End(reason="tool_calls", usage=USED),
+        ]
+        told = stream(answer(stream=True, top_logprobs=1), *pieces)
+        whole = json.loads(answer(top_logprobs=1).whole(pieces[:-1], pieces[-1]))
+        assert told[-1]["response"]["output"] == whole["output"]
+        thoughts, text, call = whole["output"]
+        assert thoughts["content"][0]["text"] == "hm"
+        assert (call["name"], call["arguments"], call["status"]) == ("f", "{}", "completed")
+        [part] = text["content"]
+        assert part["text"] == "So."
+        assert "".join(one["token"] for one in part["logprobs"]) == "</think>So.<tool_call>f"
 
     def test_however_it_is_cut_the_whole_is_the_same(self) -> None:
         end = End(reason="tool_calls", usage=USED)
