@@ -15,7 +15,7 @@ from edge.reader import Reader
 from edge.template import ChatTemplate
 from edge.thinking import Thinking, thinking_of
 from edge.tool_families import Family, channels_of, hidden_markers
-from edge.tool_grammar import call_grammar
+from edge.tool_grammar import call_grammar, thought_grammar
 from edge.tool_prompt import Habits, habits_of, prepared
 from routing.wire import Grammar
 
@@ -49,7 +49,7 @@ class Speech:
 
     def reader(self, ask: Ask, request_id: str, tail: str) -> Reader | None:
         """What reads the answer to a prompt that ends with `tail`; None: all of it is text."""
-        if ask.raw or ask.token_ids is not None:
+        if _is_raw(ask):
             return None
         family = self._family(ask)
         if family is None and self._thinking is None:
@@ -60,7 +60,7 @@ class Speech:
             tools=ask.tools,
             family=family,
             thinking=self._thinking,
-            thinks=self._thinks(tail),
+            thinks=self._thinks(tail) and not _says_all(ask),
             hidden=self._hidden(family),
         )
 
@@ -70,10 +70,14 @@ class Speech:
 
     def grammar(self, ask: Ask, tail: str) -> Grammar | None:
         """What an answer must match: of calls, where they must be made or must match a schema; else
-        what the client says."""
+        what the client says, of JSON behind the thoughts that the prompt has begun."""
         tools, instead = ask.tools, _schema(ask.grammar)
-        if not tools.offered or (ask.grammar and instead is None and not tools.forced):
+        if _says_all(ask):
             return ask.grammar
+        if not tools.offered:
+            if instead is None or self._thinking is None or not self._thinks(tail):
+                return ask.grammar
+            return Grammar("lark", thought_grammar(instead, self._thinking, self._special))
         strict = any(tool.strict for tool in tools.offered) and not self.habits.family.bare
         if not (tools.forced or instead is not None or strict):
             return None
@@ -105,6 +109,17 @@ def _with_thoughts(turn: Message) -> Message:
     if not turn.get("tool_calls") or turn["content"] or "reasoning_content" not in turn:
         return turn
     return turn | {"thinking": turn["reasoning_content"]}
+
+
+def _says_all(ask: Ask) -> bool:
+    """Whether all that is said has to match what the client wrote: there are no thoughts then."""
+    if ask.grammar is None or ask.tools.forced:
+        return False
+    return _is_raw(ask) or _schema(ask.grammar) is None
+
+
+def _is_raw(ask: Ask) -> bool:
+    return ask.raw or ask.token_ids is not None
 
 
 def _schema(asked: Grammar | None) -> str | None:

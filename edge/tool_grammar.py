@@ -14,7 +14,7 @@ from typing import Any
 
 from edge.ask import Tool, ToolAsk
 from edge.thinking import Thinking
-from edge.tool_families import Family
+from edge.tool_families import PROMPTED, Family
 from edge.tool_tagged import read_as
 
 # As `json.dumps` writes, which is what models were shown; and no space without end.
@@ -28,6 +28,7 @@ _OPEN = {
     "$dynamicRef",
 }
 _OPEN |= {"allOf", "anyOf", "oneOf", "if", "not", "dependentSchemas", "propertyNames"}
+_SPACES = ("s: SPACE?", r"SPACE: /[ \n]{1,2}/")
 
 
 def call_grammar(
@@ -62,8 +63,18 @@ def call_grammar(
     lark.rules += [
         f"start: {lark.thoughts(thinking, begun=thinks)} {answer}",
         f"call: {' | '.join(calls)}",
-        "s: SPACE?",
-        r"SPACE: /[ \n]{1,2}/",
+        *_SPACES,
+    ]
+    return "\n".join(reversed(lark.rules))
+
+
+def thought_grammar(schema: str, thinking: Thinking, special: Mapping[str, int]) -> str:
+    """The grammar of JSON that matches `schema`, behind thoughts that the prompt has begun."""
+    lark = _Lark(PROMPTED, special)
+    answer = lark.json("answer", json.loads(schema), lenient=False)
+    lark.rules += [
+        f"start: {lark.thoughts(thinking, begun=True)} {answer}",
+        *_SPACES,
     ]
     return "\n".join(reversed(lark.rules))
 

@@ -203,6 +203,38 @@ def test_a_grammar_goes_on_where_the_prompt_ends() -> None:
     assert not accepts("hermes", grammar.source, said("hermes"))
 
 
+@pytest.mark.parametrize("kind", ["json_object", "json_schema"])
+def test_json_comes_behind_thoughts_that_the_prompt_has_begun(kind: Any) -> None:
+    text = ModelText(assets_with(QWEN3_THINKING))
+    schema = '{"type":"object","properties":{"x":{"type":"integer"}},"required":["x"]}'
+    ask = Ask(model="m", prompt="p", grammar=Grammar(kind, schema if "_s" in kind else ""))
+    ids = text.encode_prompt(ask)
+    grammar = text.grammar(ask, ids)
+    assert grammar is not None
+    assert matches((), grammar.source, 'I {could}.</think>\n\n{"x": 1}')
+    assert not matches((), grammar.source, '{"x": 1}')
+    assert not matches((), grammar.source, "hm</think>\n\nOne.")
+    heard = text.read(ask, ids, "r")
+    assert heard is not None
+    made = gather([*heard.reader.push('hm</think>\n\n{"x": 1}'), *heard.reader.finish()])
+    assert (made.reasoning, made.text) == ("hm", '{"x": 1}')
+    as_it_is = replace(ask, raw=True)  # no template has begun anything
+    assert text.grammar(as_it_is, ids) == ask.grammar
+
+
+def test_what_else_has_to_match_is_no_thought() -> None:
+    """The grammar is the client's, from the first token on: there is no end of thoughts in it."""
+    text = ModelText(assets_with(QWEN3_THINKING))
+    for tools in (ToolAsk(), ToolAsk(offered=(NOW,))):
+        ask = Ask(model="m", prompt="p", grammar=Grammar("choice", '["yes","no"]'), tools=tools)
+        ids = text.encode_prompt(ask)
+        assert text.grammar(ask, ids) == ask.grammar
+        heard = text.read(ask, ids, "r")
+        assert heard is not None
+        made = gather([*heard.reader.push("yes"), *heard.reader.finish()])
+        assert (made.reasoning, made.text) == ("", "yes")
+
+
 def test_who_is_not_forced_gets_what_else_was_asked_for() -> None:
     text, other = ModelText(assets_with(TEMPLATES["hermes"])), Grammar("json_object", "")
     free = ToolAsk(offered=(NOW,))
