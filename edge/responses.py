@@ -143,6 +143,8 @@ def _choice(fields: Fields) -> Any:
         return choice
     named = as_fields(fields.at("tool_choice"), choice)
     named.need("type")
+    if named.text("type") == "allowed_tools":  # some of the tools, by their names
+        return choice
     if named.text("type") != "function":
         says = f"'{named.at('type')}': only 'function' is supported by this deployment"
         raise BadField(named.at("type"), says)

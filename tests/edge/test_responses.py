@@ -132,6 +132,17 @@ class TestAsks:
         assert asked.grammar == grammar
         assert asked.repeated["text"] == {"format": form}
 
+    @pytest.mark.parametrize(("mode", "forced"), [("auto", ()), ("required", ("f",))])
+    def test_some_of_the_tools_may_be_chosen(self, mode: str, forced: tuple[str, ...]) -> None:
+        tools = [{"type": "function", "name": name} for name in "fg"]
+        choice = {"type": "allowed_tools", "mode": mode, "tools": tools[:1]}
+        asked = ask(tools=tools, tool_choice=choice)
+        assert (asked.tools.find("g") is None) == (mode == "auto")
+        assert asked.tools.forced == forced
+        assert asked.repeated["tool_choice"] == choice
+        other = BODY | {"tools": tools[1:], "tool_choice": choice}
+        assert refused(parse, other).pointer == "/tool_choice/tools/0/name"
+
     def test_items_become_the_turns_of_a_template(self) -> None:
         given = [
             {"role": "developer", "content": "d"},
