@@ -19,7 +19,8 @@ from routing.errors import Failure
 _PROBE = Tool(name="probe_tool", description="probe", parameters={"type": "object"})
 _USER: Message = {"role": "user", "content": "a"}
 _SYSTEM: Message = {"role": "system", "content": "b"}
-_CALL = {"id": "123456789", "type": "function"}
+_CALL = {"type": "function"}
+_XS = ("probe_one", "probe_two")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,17 +30,24 @@ class Habits:
     family: Family  # PROMPTED: nothing that is known here
     system: bool  # takes a system message
     text_arguments: bool  # of earlier calls: JSON as a text; else as an object
+    several: bool  # shows all calls of one turn
 
 
 def habits_of(template: ChatTemplate, source: str) -> Habits:
     plain = _rendered(template, [_USER], None)
     shown = _rendered(template, [_USER], as_openai([_PROBE]))
     takes_tools = shown is not None and plain != shown and _PROBE.name in shown
+    text_arguments = (
+        _renders_calls(template, {"x": 1}) is None
+        and _renders_calls(template, '{"x": 1}') is not None
+    )
+    two = [json.dumps({"x": x}) if text_arguments else {"x": x} for x in _XS]
+    both = _renders_calls(template, *two) or ""
     return Habits(
         family=family_of(source, takes_tools=takes_tools),
         system=_rendered(template, [_SYSTEM, _USER], None) is not None,
-        text_arguments=_renders_call(template, {"x": 1}) is None
-        and _renders_call(template, '{"x": 1}') is not None,
+        text_arguments=text_arguments,
+        several=all(x in both for x in _XS),
     )
 
 
@@ -48,10 +56,10 @@ def prepared(
 ) -> tuple[list[Message], list[dict[str, Any]] | None]:
     """Messages and tools as the template is to be given them."""
     if habits.family is PROMPTED:
-        turns = [_in_text(turn) for turn in messages]
+        turns = _in_text(messages)
         return (_described(habits, turns, tools) if tools else turns), None
     turns = list(_renamed(habits, messages)) if _have_calls(messages) else list(messages)
-    return turns, as_openai(tools) or None
+    return turns if habits.several else _one_by_one(turns), as_openai(tools) or None
 
 
 def as_openai(tools: Iterable[Tool]) -> list[dict[str, Any]]:
@@ -79,13 +87,14 @@ def _rendered(
         return None
 
 
-def _renders_call(template: ChatTemplate, arguments: Any) -> str | None:
-    call = _CALL | {"function": {"name": _PROBE.name, "arguments": arguments}}
-    turns: list[Message] = [
-        _USER,
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "content": "c", "name": _PROBE.name, "tool_call_id": call["id"]},
-    ]
+def _renders_calls(template: ChatTemplate, *arguments: Any) -> str | None:
+    """A turn with calls of these arguments, and what came of them."""
+    functions = [{"name": _PROBE.name, "arguments": one} for one in arguments]
+    calls = [_CALL | {"id": f"12345678{at}", "function": it} for at, it in enumerate(functions)]
+    turns: list[Message] = [_USER, {"role": "assistant", "content": "", "tool_calls": calls}]
+    for call in calls:
+        about = {"name": _PROBE.name, "tool_call_id": call["id"]}
+        turns.append({"role": "tool", "content": "c", **about})
     return _rendered(template, turns, as_openai([_PROBE]))
 
 
@@ -115,8 +124,49 @@ def _renamed(habits: Habits, messages: Sequence[Message]) -> Iterable[Message]:
         )
 
 
-def _in_text(turn: Message) -> Message:
-    """Calls, and what came of them, for a template that knows of neither."""
+def _one_by_one(turns: Sequence[Message]) -> list[Message]:
+    """Each call in a turn of its own, what came of it behind: some templates show one a turn."""
+    groups: list[list[Message]] = []  # a turn, and what tools gave
+    of_call: dict[str, list[Message]] = {}
+    for turn in turns:
+        if turn["role"] == "tool" and groups:
+            of_call.get(turn.get("tool_call_id", ""), groups[-1]).append(turn)
+            continue
+        parted = _parted(turn)
+        groups += [[one] for one in parted]
+        ids = [call["id"] for one in parted for call in one.get("tool_calls", ())]
+        of_call = dict(zip(ids, groups[-len(parted) :], strict=False))  # no calls: no ids
+    return [turn for group in groups for turn in group]
+
+
+def _parted(turn: Message) -> list[Message]:
+    """A turn of the model's as turns of one call each; what else it holds is in the first."""
+    if len(calls := turn.get("tool_calls", ())) < 2:
+        return [turn]
+    bare = {"role": turn["role"], "content": ""}
+    return [(bare if at else turn) | {"tool_calls": [call]} for at, call in enumerate(calls)]
+
+
+def _in_text(messages: Sequence[Message]) -> list[Message]:
+    """Calls, and what came of them, for a template that knows of neither.
+
+    All that came of one turn's calls is one turn, as Hermes has it, with what the user says then:
+    many templates want turns to alternate.
+    """
+    turns: list[Message] = []
+    follows = False  # what a tool gave
+    for message in messages:
+        turn = _turn_in_text(message)
+        if follows and turn["role"] == "user":
+            said = f"{turns[-1]['content']}\n{turn['content']}"
+            turns[-1] = turns[-1] | {"content": said}
+        else:
+            turns.append(turn)
+        follows = message["role"] == "tool"
+    return turns
+
+
+def _turn_in_text(turn: Message) -> Message:
     if turn["role"] == "tool":
         said = f"<tool_response>\n{turn['content']}\n</tool_response>"
         return {"role": "user", "content": said}

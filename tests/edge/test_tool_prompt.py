@@ -18,7 +18,14 @@ from tests.fakes.model_folder import CHAT_TEMPLATE
 from tests.fakes.saying_region import assets_with
 from tests.fakes.text_assets import LLAMA_2
 from tests.fakes.tool_answers import CALLS, NOW, PARIS, WEATHER
-from tests.fakes.tool_templates import QWEN3, QWEN3_THINKING, SPECIAL, TEMPLATES
+from tests.fakes.tool_templates import (
+    HARMONY,
+    HARMONY_SPECIAL,
+    QWEN3,
+    QWEN3_THINKING,
+    SPECIAL,
+    TEMPLATES,
+)
 
 CALL = {
     "type": "function",
@@ -29,6 +36,20 @@ HISTORY: list[Message] = [
     {"role": "user", "content": "Weather?"},
     {"role": "assistant", "content": "", "tool_calls": [CALL]},
     {"role": "tool", "content": "9°", "tool_call_id": CALL["id"], "name": "get_weather"},
+]
+
+
+ROME = {"name": "get_weather", "arguments": {"city": "Rome"}}
+TWO: list[Message] = [  # calls at once, answered out of order
+    HISTORY[0],
+    {
+        "role": "assistant",
+        "content": "",
+        "reasoning_content": "Both.",
+        "tool_calls": [CALL, CALL | {"id": "call_1", "function": ROME}],
+    },
+    {"role": "tool", "content": "12°", "tool_call_id": "call_1"},
+    HISTORY[2],
 ]
 
 
@@ -62,6 +83,15 @@ class TestFamilies:
         assert call in text
         assert "9°" in text
 
+    def test_several_calls_of_one_turn_are_all_shown(self, family: str) -> None:
+        """Also by a template that takes one a turn, each followed by what came of it."""
+        text = shown(TEMPLATES[family], TWO, WEATHER)
+        assert [text.count(one) for one in ("Paris", "Rome", "9°", "12°")] == [1, 1, 1, 1]
+        if family == "llama3":
+            assert sorted([text.index(one) for one in ("Paris", "9°", "Rome", "12°")]) == [
+                text.index(one) for one in ("Paris", "9°", "Rome", "12°")
+            ]
+
     def test_a_model_of_the_family_takes_it_all(self, family: str) -> None:
         text = ModelText(assets_with(TEMPLATES[family], SPECIAL.get(family, ())))
         ids = text.encode_prompt(
@@ -89,6 +119,16 @@ def test_ids_are_of_the_familys_kind() -> None:
     nine = CALL | {"id": "abcdef123"}
     kept = shown(TEMPLATES["mistral"], [{**HISTORY[1], "tool_calls": [nine]}], WEATHER)
     assert '"id": "abcdef123"' in kept
+
+
+def test_gpt_oss_is_shown_each_call_behind_the_thoughts_of_all() -> None:
+    text = ModelText(assets_with(HARMONY, HARMONY_SPECIAL))
+    asked = Ask(model="m", messages=tuple(TWO), tools=ToolAsk(offered=(WEATHER,)))
+    told = "".join(map(text.token_text, text.encode_prompt(asked)))
+    told = told.encode("utf-8", "surrogateescape").decode()
+    places = [told.index(one) for one in ("Both.", "Paris", "9°", "Rome", "12°")]
+    assert places == sorted(places)
+    assert told.count("Both.") == 1
 
 
 def test_an_answer_to_no_call_keeps_its_id() -> None:
@@ -122,6 +162,17 @@ class TestPrompted:
         assert f'<tool_call>\n{{"name": "get_weather", "arguments": {PARIS}}}\n</tool_call>' in text
         assert "<|im_start|>user <tool_response>\n9°\n</tool_response><|im_end|>" in text
         assert "# Tools" not in shown(CHAT_TEMPLATE, HISTORY)
+
+    def test_what_tools_gave_is_one_turn_with_what_is_said_then(self) -> None:
+        """Of a template that wants turns to alternate, as Gemma's does."""
+        gemma = (
+            "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+            "{{ raise_exception('Conversation roles must alternate') }}{% endif %}"
+            "<{{ m.role }}>{{ m.content }}{% endfor %}"
+        )
+        text = shown(gemma, [*TWO, {"role": "user", "content": "So?"}], WEATHER)
+        said = "<user><tool_response>\n12°\n</tool_response>\n<tool_response>\n9°"
+        assert text.endswith(f"{said}\n</tool_response>\nSo?")
 
     def test_the_default_model_is_shown_tools(self) -> None:
         text = ModelText(smollm2())
