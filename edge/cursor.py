@@ -73,6 +73,19 @@ class Cursor:
             if not (yield from self.more()):
                 return None
 
+    def before(self, marks: Marks, most: int) -> Reading[str | None]:
+        """Pass what comes before the first of `marks`; None where that is over `most` long."""
+        while True:
+            found = marks.search(self.text, self.at)
+            length = (found.start() if found else len(self.text)) - self.at
+            if found and length <= most:
+                begin, self.at = self.at, found.start()
+                return self.text[begin : self.at]
+            if found or length > most + marks.longest:
+                return None
+            if not (yield from self.more()):
+                return None
+
     def value(self) -> Reading[str | None]:
         """Pass one value of JSON; None where there is none, or it breaks."""
         scan, made, at = JsonScan(), "", self.at
@@ -110,13 +123,13 @@ class Marks:
     def __init__(self, marks: Collection[str]) -> None:
         self._marks = tuple(sorted({*marks} - {""}, key=len, reverse=True))
         self._firsts = frozenset(mark[0] for mark in self._marks)
-        self._longest = max(map(len, self._marks), default=1)
+        self.longest = max(map(len, self._marks), default=1)
         pattern = "|".join(map(re.escape, self._marks)) or "(?!)"
         self.search = re.compile(pattern).search
 
     def held(self, text: str) -> int:
         """How many characters at the end of a text may be the beginning of a mark."""
-        tail = text[1 - self._longest :] if self._longest > 1 else ""
+        tail = text[1 - self.longest :] if self.longest > 1 else ""
         if self._firsts.isdisjoint(tail):
             return 0
         for at in range(len(tail)):

@@ -221,7 +221,11 @@ class Reader:
         if not (yield from self._cursor.sequence(row.head)):
             return None
         yield from self._pass_space()
-        head = yield from self._cursor.until(row.neck, MOST_HEAD)
+        if row.neck.strip():
+            head = yield from self._cursor.until(row.neck, MOST_HEAD)
+        else:  # which some of the family leave out
+            ends = Marks([row.neck, row.key, row.close])
+            head = yield from self._cursor.before(ends, MOST_HEAD)
         return None if head is None else self._tools.find(name_of(row, head))
 
     def _object(self, row: Family) -> Reading[bool]:

@@ -148,7 +148,7 @@ class _Lark:
             f"({self._parameter(f'{name}_{at}', tool, key)}){'' if key in needed else '?'}"
             for at, key in enumerate(named)
         ]
-        head = self.mark(row.head + tool.name + row.neck)
+        head = self.mark((row.head + tool.name + row.neck).rstrip())  # space may follow anyway
         return f"{head} {' '.join(parts)} s {self.mark(row.tail)}"
 
     def _parameter(self, name: str, tool: Tool, key: str) -> str:

@@ -58,6 +58,16 @@ def _inside(mark: str, text: str) -> list[int]:
     return [at + step for at in found for step in range(1, len(mark))]
 
 
+def test_glm_may_write_all_in_one_line() -> None:
+    """As the templates of 4.7 and later have it."""
+    weather, now = CALLS["glm"]
+    text = weather.replace("\n", "") + now.replace("\n", "")
+    assert text.endswith("</arg_value></tool_call><tool_call>now</tool_call>")
+    assert assert_cuts_change_nothing("glm", text) == BOTH
+    other = f"<tool_call>{'x' * 300}<arg_key>"
+    assert assert_cuts_change_nothing("glm", other) == [Text(text=other)]
+
+
 @pytest.mark.parametrize("family", CALLS)
 class TestFamilies:
     def test_two_calls(self, family: str) -> None:

@@ -145,6 +145,10 @@ def _random_answer(made: LLMatcher, rng: random.Random) -> list[int]:
     return ids
 
 
+def test_glm_may_write_all_in_one_line() -> None:
+    assert accepts("glm", source("glm"), answer("glm").replace("\n", ""))
+
+
 class TestSchemas:
     def call(self, arguments: str) -> str:
         return f'<tool_call>\n{{"name": "f", "arguments": {arguments}}}\n</tool_call>'
