@@ -16,7 +16,10 @@ _PYTHON = {"None": "null", "True": "true", "False": "false"}  # as models write 
 def read_as(schema: dict[str, Any], key: str) -> frozenset[str]:
     """The JSON types that a parameter may have; empty: nobody says."""
     properties = schema.get("properties")
-    one = properties.get(key) if isinstance(properties, dict) else None
+    return _kinds(properties.get(key) if isinstance(properties, dict) else None)
+
+
+def _kinds(one: Any) -> frozenset[str]:
     if not isinstance(one, dict):
         return frozenset()
     kind = one.get("type")
@@ -27,7 +30,11 @@ def read_as(schema: dict[str, Any], key: str) -> frozenset[str]:
     choices = one.get("enum")
     if isinstance(choices, list) and choices and all(isinstance(it, str) for it in choices):
         return frozenset({"string"})
-    return frozenset()
+    either = one.get("anyOf") or one.get("oneOf")  # as Pydantic spells what may be null
+    if not isinstance(either, list):
+        return frozenset()
+    each = [_kinds(it) for it in either]
+    return frozenset().union(*each) if all(each) else frozenset()
 
 
 def quoted(text: str) -> str:

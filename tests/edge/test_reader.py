@@ -273,6 +273,10 @@ class TestTags:
                     "o": {"type": "object"},
                     "e": {"enum": ["1", "2"]},
                     "m": {"type": ["string", "null"]},
+                    # As Pydantic spells what may be left out.
+                    "zip": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+                    "none": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+                    "any": {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/a"}]},
                 },
             },
         )
@@ -283,6 +287,9 @@ class TestTags:
             "o": '{"x": [1]}',
             "e": "1",
             "m": "12",
+            "zip": "12345",
+            "none": "null",
+            "any": "[1]",
             "unknown": "[1]",
             "words": "no json",
         }
@@ -299,6 +306,9 @@ class TestTags:
             "o": {"x": [1]},
             "e": "1",
             "m": "12",
+            "zip": "12345",
+            "none": None,
+            "any": [1],
             "unknown": [1],
             "words": "no json",
         }
