@@ -73,12 +73,13 @@ class TextStream:
 
     __slots__ = ("_begun", "_bytes_of", "_held", "_spelling", "_whole")
 
-    def __init__(self, spelling: Spelling) -> None:
+    def __init__(self, spelling: Spelling, *, begun: bool = False) -> None:
+        """`begun`: there is text before it, so its first word is spelled as any other."""
         self._spelling = spelling
         self._bytes_of = spelling.bytes_of.get
         self._whole = spelling.whole.get
         self._held = b""  # the beginning of a character
-        self._begun = False
+        self._begun = begun
 
     def push(self, ids: Sequence[int]) -> str:
         """The whole characters that `ids` complete."""

@@ -60,7 +60,7 @@ class ModelText:
         self._check_biases(ask)
         if ask.token_ids is not None:
             return self._checked(ask.token_ids)
-        if ask.messages is None and (ask.raw or self._template is None):
+        if self._is_raw(ask):
             ids = self._encode(ask.prompt or "", begin=True)
         else:
             ids = self._encode(self._rendered(ask), begin=False)
@@ -75,9 +75,10 @@ class ModelText:
             return self.encode_prompt(ask)
         return await to_thread.run_sync(self.encode_prompt, ask, limiter=limiter)
 
-    def stream(self) -> TextStream:
-        """A new answer's text."""
-        return TextStream(self._writing)
+    def stream(self, ask: Ask | None = None) -> TextStream:
+        """A new answer's text. One that goes on with a prompt as it is begins no text."""
+        goes_on = ask is not None and self._is_raw(ask)
+        return TextStream(self._writing, begun=goes_on)
 
     def read(self, ask: Ask, ids: Sequence[int], request_id: str) -> Heard | None:
         """What reads the answer to the prompt of these ids; None: all of it is text."""
@@ -113,6 +114,11 @@ class ModelText:
     def _writing(self) -> Spelling:
         assert self._spelling is not None, "only a model that makes text is asked for it"
         return self._spelling
+
+    def _is_raw(self, ask: Ask) -> bool:
+        """Whether its prompt is for the model as it is: no template has a say."""
+        given = ask.token_ids is not None or ask.raw or self._template is None
+        return given and ask.messages is None
 
     def _rendered(self, ask: Ask) -> str:
         """The conversation as the template puts it; a prompt alone is one message of a user."""

@@ -23,7 +23,7 @@ class Transcript:
         """`heard`: None where all that is said is text."""
         self.ended = False  # nothing more is wanted of the region
         self._model = model
-        self._stream = heard.stream if heard else model.text.stream()
+        self._stream = heard.stream if heard else model.text.stream(ask)
         self._reader = heard.reader if heard else None
         self._most_calls = ask.tools.most
         self._stops = StopText(ask.stops) if ask.stops else None

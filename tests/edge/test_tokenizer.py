@@ -242,6 +242,16 @@ class TestStreams:
         if "\ufffd" not in whole:
             assert shown == whole
 
+    def test_what_goes_on_with_a_raw_prompt_keeps_its_first_space(self) -> None:
+        text = load(sentencepiece())
+        begin, *ids = text.encode_prompt(Ask(model="m", prompt="dog", raw=True))
+        assert text.token_text(ids[0])[0] == " "
+        for asked in [Ask(model="m", prompt="The", raw=True), Ask(model="m", token_ids=(begin,))]:
+            assert text.stream(asked).push(ids) == " dog"
+            one_by_one = text.stream(asked)
+            assert "".join(one_by_one.push((one,)) for one in ids) == " dog"
+        assert text.stream(Ask(model="m", prompt="The")).push(ids) == "dog"
+
     def test_a_split_character_waits_until_it_is_whole(self) -> None:
         text, plain = load(byte_level()), Tokenizer.from_str(byte_level().tokenizer_json.decode())
         stream = text.stream()
