@@ -103,7 +103,11 @@ class Answer(Spelled):
         part, self._around = self._parts.close(), None
         if part is None:
             return b""
-        return _event({"type": "content_block_stop", "index": part.index})
+        at, signed = {"index": part.index}, b""
+        if part.kind == "reasoning":  # without one the AI SDK does not give thoughts back
+            delta = {"type": "signature_delta", "signature": ""}
+            signed = _event({"type": "content_block_delta", **at, "delta": delta})
+        return signed + _event({"type": "content_block_stop", **at})
 
     def _ending(self, end: End) -> bytes:
         delta = {"type": "message_delta", "delta": _stopped(end), "usage": _usage(end.usage)}

@@ -230,11 +230,12 @@ class TestStreams:
                 EVENT.validate_python(data)
         blocks = [data for name, data in told if name.startswith("content_block")]
         assert [(one["type"].removeprefix("content_block_"), one["index"]) for one in blocks] == [
-            *[("start", 0), ("delta", 0), ("delta", 0), ("stop", 0)],
+            *[("start", 0), ("delta", 0), ("delta", 0), ("delta", 0), ("stop", 0)],
             *[("start", 1), ("delta", 1), ("stop", 1)],
             *[("start", 2), ("delta", 2), ("delta", 2), ("stop", 2)],
             *[("start", 3), ("stop", 3)],
         ]
+        assert blocks[3]["delta"] == {"type": "signature_delta", "signature": ""}
         assert [one["content_block"] for one in blocks if "content_block" in one] == [
             {"type": "thinking", "thinking": "", "signature": ""},
             {"type": "text", "text": ""},
@@ -268,7 +269,7 @@ class TestStreams:
                     case "content_block_start":
                         message["content"].append(data["content_block"])
                         buffers[data["index"]] = ""
-                    case "content_block_delta":
+                    case "content_block_delta" if "signature" not in data["delta"]:
                         kind = data["delta"].pop("type")
                         buffers[data["index"]] += data["delta"].popitem()[1]
                         assert kind in {"text_delta", "thinking_delta", "input_json_delta"}
