@@ -90,7 +90,7 @@ def _told(role: str, blocks: Sequence[Fields]) -> list[Message]:
 def _result(block: Fields) -> Message:
     block.need("tool_use_id")
     content = block.value("content")
-    if content is None:
+    if content is None or content == []:  # as of a tool that has nothing to say
         content = ""
     elif not isinstance(content, str):
         content = "".join(_blocks_of_text(block, "content"))

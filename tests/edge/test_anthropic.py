@@ -148,6 +148,7 @@ class TestAsks:
                     {"type": "text", "text": "and"},
                     {"type": "tool_result", "tool_use_id": "t1", "content": "2"},
                     {"type": "tool_result", "tool_use_id": "t2", "is_error": True},
+                    {"type": "tool_result", "tool_use_id": "t3", "content": []},
                 ],
             },
         ]
@@ -164,6 +165,7 @@ class TestAsks:
             },
             {"role": "tool", "content": "2", "tool_call_id": "t1"},
             {"role": "tool", "content": "Error: ", "tool_call_id": "t2"},
+            {"role": "tool", "content": "", "tool_call_id": "t3"},
             {"role": "user", "content": "and"},
         )
 
