@@ -22,6 +22,7 @@ _THEIRS = {
     "/function/": "/",
     "/response_format/json_schema": "/output_config/format",
     "/response_format": "/output_config/format",
+    "/reasoning_effort": "/output_config/effort",
 }
 _THINKING = ("enabled", "disabled", "adaptive", "between_tools")
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
@@ -154,13 +155,15 @@ def _choice(fields: Fields) -> tuple[Any, bool | None]:
 
 def _effort(fields: Fields) -> str | None:
     """How much thinking is asked for, where that is said: a budget of tokens says nothing here."""
+    config = fields.fields("output_config")
+    effort = None if config is None else config.text("effort")
     thinking = fields.fields("thinking")
     if thinking is None:
-        return None
+        return effort
     thinking.need("type")
     if thinking.text("type") == "disabled":
         return "none"
     if thinking.text("type") not in _THINKING:
         allowed = ", ".join(f"'{name}'" for name in _THINKING)
         raise BadField(thinking.at("type"), f"'{thinking.at('type')}' must be one of {allowed}")
-    return None
+    return effort

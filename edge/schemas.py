@@ -291,11 +291,12 @@ MESSAGES_INPUT: Schema = _obj(
         "thinking": _obj({"type": TEXT}, "type"),
         "output_config": _obj(
             {
+                "effort": {"enum": [*EFFORTS]},
                 "format": _obj(
                     {"type": {"const": "json_schema"}, "schema": {"type": "object"}},
                     "type",
                     "schema",
-                )
+                ),
             }
         ),
         "metadata": {"type": "object"},

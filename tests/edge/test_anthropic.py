@@ -97,6 +97,7 @@ class TestAsks:
                 "/output_config/format/schema",
             ),
             ({"output_config": {"format": {"type": "text"}}}, "/output_config/format/type"),
+            ({"output_config": {"effort": "much"}}, "/output_config/effort"),
             ({"tools": [{"name": "f"}]}, "/tools/0/input_schema"),
             ({"tools": [TOOL], "tool_choice": {"type": "some"}}, "/tool_choice/type"),
             ({"tools": [TOOL], "tool_choice": {"type": "tool"}}, "/tool_choice/name"),
@@ -128,6 +129,18 @@ class TestAsks:
         form = {"type": "json_schema", "schema": {"type": "object"}}
         grammar = ask(output_config={"effort": "low", "format": form}).grammar
         assert grammar == Grammar("json_schema", '{"type":"object"}')
+
+    @pytest.mark.parametrize(
+        ("fields", "effort"),
+        [
+            ({}, None),
+            ({"output_config": {"effort": "low"}}, "low"),
+            ({"output_config": {"effort": "max"}, "thinking": {"type": "adaptive"}}, "max"),
+            ({"output_config": {"effort": "max"}, "thinking": {"type": "disabled"}}, "none"),
+        ],
+    )
+    def test_how_much_is_to_be_thought(self, fields: dict[str, Any], effort: str | None) -> None:
+        assert dict(ask(**fields).template_args).get("reasoning_effort") == effort
 
     def test_a_conversation_becomes_the_turns_of_a_template(self) -> None:
         call = {"type": "tool_use", "id": "t1", "name": "f", "input": {"x": 1}}
