@@ -101,8 +101,11 @@ def _tool_call(call: Fields) -> dict[str, Any]:
 
 
 def arguments_of(at: str, arguments: Any) -> Any:
-    """An object where it can be one: OpenAI's shape spells it as a string of JSON."""
-    if arguments is None:
+    """An object where it can be one: OpenAI's shape spells it as a string of JSON.
+
+    Of nothing there are none: a call without arguments may have come as no text at all.
+    """
+    if arguments in (None, ""):
         return {}
     if isinstance(arguments, dict):
         return shallow(at, arguments)

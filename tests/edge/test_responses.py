@@ -182,7 +182,7 @@ class TestAsks:
                         "function": {"name": "f", "arguments": {"x": 1}},
                         "id": "c1",
                     },
-                    {"type": "function", "function": {"name": "g", "arguments": ""}, "id": "c2"},
+                    {"type": "function", "function": {"name": "g", "arguments": {}}, "id": "c2"},
                 ],
             },
             {"role": "tool", "content": "2", "tool_call_id": "c1"},
