@@ -13,7 +13,7 @@ from edge.checks import BadField, Fields, as_fields, mismatch, shown
 from edge.messages import shallow
 
 MOST_TOOLS = 128
-NAME = "[A-Za-z0-9_.-]{1,64}"
+NAME = "[A-Za-z0-9_.-]{1,128}"  # Anthropic's length, and that of MCP; OpenAI's is 64
 _MAX_DESCRIPTION = 100_000  # characters
 
 _MODES = {"auto": "auto", "none": "none", "required": "required", "any": "required"}

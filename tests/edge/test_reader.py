@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -78,6 +79,13 @@ class TestFamilies:
         hidden = SPECIAL.get(family, ())
         text = spelled(said(family), hidden)
         assert assert_cuts_change_nothing(family, text, hidden=hidden) == BOTH
+
+    def test_a_tool_with_the_longest_name(self, family: str) -> None:
+        name = "x" * 128
+        tools = ToolAsk(offered=(replace(WEATHER, name=name), NOW))
+        text = said(family).replace("get_weather", name)
+        [first, *_] = gather(read(family, text, tools=tools)).calls
+        assert (first.name, first.arguments) == (name, PARIS)
 
     def test_text_before_and_after(self, family: str) -> None:
         before, after = "Let me <see> [x] {y}.\n\n", "\n\nThat was it."

@@ -107,7 +107,7 @@ def test_one_call_at_a_time(parse: Any) -> None:
         ({"tools": [{"type": "web_search"}]}, "/tools/0/type"),
         ({"tools": [{"type": "function", "function": {}}]}, "/tools/0/function/name"),
         ({"tools": [{"name": "with space"}]}, "/tools/0/name"),
-        ({"tools": [{"name": "x" * 65}]}, "/tools/0/name"),
+        ({"tools": [{"name": "x" * 129}]}, "/tools/0/name"),
         ({"tools": [{"name": "f\n"}]}, "/tools/0/name"),
         ({"tools": [{"name": 7}]}, "/tools/0/name"),
         ({"tools": [{"name": "f", "description": 7}]}, "/tools/0/description"),
