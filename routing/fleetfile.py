@@ -2,7 +2,7 @@
 
 An operator writes a `FleetFile`; the launcher resolves it into the regions that an edge reads.
 
-[fleet]           model
+[fleet]           model, grace_s
 [edge]            host, port, trusted_proxies, geo_db, budget_s, ...
 [[region]]        name, port of its front, latitude and longitude where data/regions.toml has none
 [[region.worker]] role, model, count, device, kv_tokens, ...
@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import Meta, Struct
 
+from routing.drain import GRACE_S
 from routing.region import Place
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -35,6 +36,7 @@ class FleetFileError(Exception):
 
 class FleetRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     model: str  # a name in the catalogue
+    grace_s: Annotated[float, Meta(gt=0)] = GRACE_S  # for requests, once a process is told to stop
 
 
 class EdgeRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -52,7 +54,7 @@ class EdgeRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     body_limit_bytes: Annotated[int, Meta(ge=1)] | None = None
     cold_s: Annotated[float, Meta(ge=0)] | None = None  # for a model that is being loaded
     stalled_reader_s: Annotated[float, Meta(gt=0)] | None = None  # clients that take nothing
-    grace_s: Annotated[float, Meta(gt=0)] | None = None  # for requests, once it is told to stop
+    grace_s: Annotated[float, Meta(gt=0)] | None = None  # None: the fleet's
     batch_in_flight: Annotated[int, Meta(ge=1)] | None = None  # queued requests asked at once
     result_days: Annotated[float, Meta(gt=0)] | None = None  # that jobs' answers are kept
     log_days: Annotated[float, Meta(gt=0)] | None = None  # that request logs are kept
@@ -96,6 +98,10 @@ class FleetFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     fleet: FleetRow
     edge: EdgeRow = EdgeRow()
     regions: Annotated[tuple[RegionRow, ...], Meta(min_length=1)] = msgspec.field(name="region")
+
+    @property
+    def edge_grace_s(self) -> float:
+        return self.edge.grace_s or self.fleet.grace_s
 
     @property
     def other_models(self) -> list[str]:
@@ -145,7 +151,7 @@ def resolved(fleet: FleetFile, urls: Mapping[str, str]) -> bytes:
         }
         for region in fleet.regions
     ]
-    edge = msgspec.to_builtins(fleet.edge)
+    edge = {**msgspec.to_builtins(fleet.edge), "grace_s": fleet.edge_grace_s}
     told = {name: edge[name] for name in EDGE_READS if edge[name] is not None}
     return msgspec.json.format(msgspec.json.encode({"edge": told, "region": rows}))
 

@@ -18,7 +18,6 @@ import msgspec
 
 from routing.children import Children, Command, DiedStarting
 from routing.control import listen
-from routing.drain import GRACE_S
 from routing.engines import engine_lines
 from routing.firstrun import Caller, FirstRunFailed, body, curl_line, first_run
 from routing.fleetfile import DATA, Device, FleetFile
@@ -98,6 +97,7 @@ def prepare(
         other_dirs=other_dirs,
         device=settings.device,
         cores=settings.cores,
+        grace_s=fleet.fleet.grace_s,
         say=say,
         usage_dir=settings.paths.state / "usage",
     )
@@ -155,7 +155,9 @@ class Launch:
         with anyio.CancelScope(shield=True):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_act_when_told, signals, self._children.cut)
-                await self._children.stop(grace_s=GRACE_S + CUT_S)
+                fleet = self._prepared.fleet
+                grace_s = max(fleet.edge_grace_s, fleet.fleet.grace_s)
+                await self._children.stop(grace_s=grace_s + CUT_S)
                 tasks.cancel_scope.cancel()
 
     async def _live(self) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from routing.children import Command, bind
+from routing.drain import GRACE_S
 from routing.fleetfile import Device, FleetFile, RegionRow, WorkerRow, resolved
 from routing.region import Role
 
@@ -36,6 +37,7 @@ class Ground:
     usage_dir: Path  # for the ledger, the journals and the store
     cores: int
     say: Callable[[str], None]  # takes a line of news
+    grace_s: float = GRACE_S  # that fronts and workers leave requests; an edge's is in its file
     other_dirs: Mapping[str, Path] = field(default_factory=dict)  # of other models, by name
 
     @property
@@ -50,6 +52,7 @@ class Ground:
     def command(
         self, name: str, region: str, role: Role, listener: socket.socket, words: Sequence[str]
     ) -> Command:
+        grace = () if role == "edge" else ("--grace-s", str(self.grace_s))
         return Command(
             name=name,
             region=region,
@@ -57,6 +60,7 @@ class Ground:
             words=(
                 *(sys.executable, "-m", *words, "--name", name),
                 *("--secret-file", str(self.secret_file)),
+                *grace,
             ),
             listener=listener,
             log=self.folder / "logs" / f"{name}.log",

@@ -14,7 +14,6 @@ import httpx2
 import msgspec
 
 from routing.children import Children, Command, DiedStarting
-from routing.drain import GRACE_S
 from routing.fleetfile import FleetFile, WorkerRow
 from routing.layout import Ground, front_command, worker_command
 from routing.region import RegionReport
@@ -46,6 +45,7 @@ class Scaler:
 
     async def scale(self, region: str, counts: Mapping[str, int]) -> dict[str, int]:
         """Have so many workers of each role named; how many there are then. Raises CannotScale."""
+        grace_s = self._ground.grace_s
         async with self._turn:
             here = [it.command for it in self._children if it.command.region == region]
             front = next((it for it in here if it.role == "front"), None)
@@ -72,12 +72,12 @@ class Scaler:
             except CannotScale:
                 with suppress(CannotScale):  # or it is gone, and comes back with the old ones
                     await self._tell(front, [*workers, *others])
-                await self._children.retire([it.name for it in new], grace_s=GRACE_S)
+                await self._children.retire([it.name for it in new], grace_s=grace_s)
                 raise
             self._children.say_again(
                 front_command(region, [*staying, *others], self._ground, front.listener)
             )
-            await self._children.retire([it.name for it in leaving], grace_s=GRACE_S)
+            await self._children.retire([it.name for it in leaving], grace_s=grace_s)
             self._say(f"{region}: {_words(staying)}")
             return {role: sum(it.role == role for it in staying) for role in ROLES}
 

@@ -1,5 +1,5 @@
 """`fleet up`, but for its processes, which are stand-ins. Run as a program:
-stand_in_fleet.py FOLDER NAME=BEHAVIOUR... [--once]
+stand_in_fleet.py FOLDER NAME=BEHAVIOUR... [--once] [--grace-s=SECONDS]
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 import anyio
 
 from routing.children import Command, bind
+from routing.drain import GRACE_S
 from routing.firstrun import Caller
 from routing.fleetfile import FleetFile, FleetRow, RegionRow, WorkerRow
 from routing.launch import Launch, Prepared, UpSettings
@@ -66,10 +67,16 @@ def prepared(home: Path, *kinds: str) -> tuple[UpSettings, Prepared]:
         commands=commands,
         caller=caller,
         fleet=FleetFile(
-            fleet=FleetRow(model="@cf/m"), regions=(RegionRow(name="weur", workers=workers),)
+            fleet=FleetRow(model="@cf/m", grace_s=_grace_s()),
+            regions=(RegionRow(name="weur", workers=workers),),
         ),
         ground=ground,
     )
+
+
+def _grace_s() -> float:
+    said = [word.removeprefix("--grace-s=") for word in sys.argv if word.startswith("--grace-s=")]
+    return float(said[0]) if said else GRACE_S
 
 
 def main() -> int:

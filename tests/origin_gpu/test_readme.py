@@ -30,7 +30,7 @@ def test_the_flags_have_their_defaults() -> None:
 def test_the_times_of_stopping_are_those_that_are_said() -> None:
     assert f"and {LINGER_S:g} s" in STOPPING
     assert f"no more work after {FRESH_S:g} s" in STOPPING
-    assert f"all within {GRACE_S + CUT_S:g} s" in STOPPING
+    assert f"all within `grace_s` and {CUT_S:g} s" in STOPPING
     assert max(STOP_S, TERM_S) < 5.0
     assert "within 5 s" in STOPPING
     assert f"`{Code.DRAINING}`" in STOPPING

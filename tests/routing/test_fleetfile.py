@@ -114,5 +114,19 @@ def test_an_edge_reads_what_the_launcher_resolved(tmp_path: Path) -> None:
     assert seen.edge.budget_s == 5.0
 
 
+@pytest.mark.parametrize(
+    ("of_fleet", "of_edge", "told"),
+    [("", "", 30.0), ("grace_s = 90\n", "", 90.0), ("grace_s = 90\n", "grace_s = 5\n", 5.0)],
+)
+def test_an_edge_has_the_fleets_grace_or_its_own(
+    tmp_path: Path, of_fleet: str, of_edge: str, told: float
+) -> None:
+    path = tmp_path / "fleet.toml"
+    path.write_text(f'{HEAD}{of_fleet}[edge]\n{of_edge}[[region]]\nname = "weur"\n{BOTH}')
+    given = tmp_path / "resolved.json"
+    given.write_bytes(resolved(read_fleet(path), {"weur": "http://127.0.0.1:9"}))
+    assert edge_settings.read_fleet(given).edge.grace_s == told
+
+
 def test_what_the_launcher_passes_on_is_what_an_edge_reads() -> None:
     assert set(EDGE_READS) == set(edge_settings.EdgeTable.__struct_fields__)

@@ -114,6 +114,17 @@ def test_a_second_ctrl_c_waits_for_no_answer(tmp_path: Path) -> None:
 
 
 @pytest.mark.system
+def test_it_waits_no_longer_than_the_fleets_grace(tmp_path: Path) -> None:
+    with launched(tmp_path, "edge-0=slow", "weur-both-0", "--grace-s=0.5") as launcher:
+        fleet = running(tmp_path)
+        read_to(launcher, "token: ")
+        launcher.send_signal(signal.SIGINT)
+        launcher.communicate(timeout=STOP_S)
+    assert launcher.returncode == 0
+    assert not alive(fleet)
+
+
+@pytest.mark.system
 def test_ctrl_c_while_starting_leaves_nobody(tmp_path: Path) -> None:
     with launched(tmp_path, "edge-0", "weur-both-0=never-ready") as launcher:
         fleet = running(tmp_path)

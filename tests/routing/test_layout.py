@@ -123,6 +123,7 @@ def test_a_worker_is_told_what_its_row_says_and_no_more(
     assert [flag(worker, "kv-ways") for worker in workers] == [["nixl,tcp"], ["nixl,tcp"], []]
     assert [flag(worker, "device") for worker in workers] == [["cpu"], ["cpu"], ["cuda"]]
     assert [flag(worker, "threads") for worker in workers] == [["2"], ["2"], ["7"]]
+    assert [flag(it, "grace-s") for it in commands[1:]] == [["30.0"]] * 4
     assert len({worker.url for worker in workers}) == 3
     close(commands)
 
