@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol, Self
 
 import anyio
@@ -19,12 +20,15 @@ from routing.choose import Choice
 from routing.errors import Code, Failure
 from routing.link import Call, Link
 
-RECONNECT_S = 1.0  # a stream that has begun waits so long for the only link left to come back
+COME_BACK_S = 5.0  # that a stream which has begun waits for a region, where none is left
+LOOK_S = 0.05  # between looks for one
 
 # What counts against a region. One that refuses is well, or being stopped in good order, and so is
 # one whose queue outlasts a request's budget.
 _REGION_FAILED = {Code.LOST, Code.UNAVAILABLE, Code.INCOMPATIBLE, Code.INTERNAL}
 _SHOWS_NOTHING = {Code.TIMEOUT, Code.ABORTED}
+# Nothing was begun. Any other failure may be the request's own doing, and is not had for ever.
+_REFUSED = {Code.NO_CAPACITY, Code.UNAVAILABLE, Code.DRAINING}
 # What the client is told instead of a region's own words, which name addresses and workers.
 _SAID = {
     Code.LOST: "the region that was asked cannot be reached, please try again",
@@ -48,7 +52,9 @@ _MOST_TELLING = (
 class Regions(Protocol):
     """Links to regions, and who is told how calls went. `edge.watch.Watch` is one."""
 
+    def now(self) -> float: ...
     def link(self, region: str) -> Link[wire.Event]: ...
+    def reached_since(self, region: str, moment: float) -> bool: ...
     def called(self, region: str) -> None: ...
     def succeeded(self, region: str) -> None: ...
     def failed(self, region: str) -> None: ...
@@ -152,6 +158,8 @@ class Answer:
         self._try: _Try | None = None
         self._cached_tokens: int | None = None  # None: nothing has started yet
         self._model_digest: str | None = None  # of what made the first tokens
+        self._lost_at = 0.0  # by the region that spoke last, on the event loop's clock
+        self._failed_at = -inf  # the last try, on the regions' clock
         self._done = False
         self._woken = False
 
@@ -244,6 +252,8 @@ class Answer:
 
     def _failed(self, asked: _Try, failure: Failure) -> None:
         self._try = None
+        if asked.spoke:
+            self._lost_at = anyio.current_time()
         self._count(asked.choice.region, failure)
 
     def _count(self, region: str, failure: Failure) -> None:
@@ -257,6 +267,7 @@ class Answer:
         else:
             self._regions.succeeded(region)
         self.failures.append(failure)
+        self._failed_at = self._regions.now()
 
     async def _begin(self) -> None:
         """Ask the next region. Raises Failure when there is none, or none may be asked."""
@@ -276,21 +287,29 @@ class Answer:
             self._try = _Try(choice, inbox, call)
 
     async def _next_choice(self) -> Choice | None:
-        """The best region not yet asked; for a stream that has begun, at last one once more."""
-        if len(self.tries) >= self._max_tries:
+        """The best region not yet asked; for a stream that has begun, then any that is there."""
+        num_lost = sum(failure.code not in _REFUSED for failure in self.failures)
+        if num_lost >= self._max_tries:
             return None
-        choices = [
+        asked = {choice.region for choice in self.tries}
+        fresh = next((it for it in self._able() if it.region not in asked), None)
+        if fresh or not self.generated_ids:
+            return fresh
+        with anyio.move_on_after(self._lost_at + COME_BACK_S - anyio.current_time()):
+            while True:
+                for choice in self._able():
+                    if self._regions.reached_since(choice.region, self._failed_at):
+                        return choice
+                await anyio.sleep(LOOK_S)
+        return None
+
+    def _able(self) -> list[Choice]:
+        """All that may go on with it, best first: with one model to the end."""
+        return [
             choice
             for choice in self._choose()
-            if self._model_digest in {None, choice.model.model_digest}  # one model to the end
+            if self._model_digest in {None, choice.model.model_digest}
         ]
-        asked = {choice.region for choice in self.tries}
-        fresh = next((choice for choice in choices if choice.region not in asked), None)
-        if fresh or not choices or not self.generated_ids:
-            return fresh
-        with anyio.move_on_after(RECONNECT_S):
-            await self._regions.link(choices[0].region).wait_connected()
-        return choices[0]
 
     def _resumed(self) -> wire.Request:
         """The request as it stands now: with the ids there are, and the time that is left."""

@@ -130,6 +130,11 @@ class Watch:
     def link(self, region: str) -> Link[wire.Event]:
         return self._seen[region].link
 
+    def reached_since(self, region: str, moment: float) -> bool:
+        """Whether its link is up, and a report has come since that moment of `now`."""
+        seen = self._seen[region]
+        return bool(seen.reached) and seen.link.connected and seen.reported_at > moment
+
     def called(self, region: str) -> None:
         seen = self._seen[region]
         seen.breaker = seen.breaker.called(self._clock())

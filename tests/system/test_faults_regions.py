@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
 import pytest
 
+from edge.upstream import COME_BACK_S
 from tests.fakes.events import read_all
 from tests.system.faults import (
     PATIENCE_S,
@@ -17,12 +20,15 @@ from tests.system.faults import (
     restart,
     sse_error,
     status_of,
+    wait_ready,
+    wait_served,
     world_over,
 )
-from tests.system.world import Shape, World, counted, edge_words, world
+from tests.system.world import Shape, World, counted, edge_words, front_words, world
 
 pytestmark = pytest.mark.system
 BOTH = ("weur", "enam")
+CROWDED = Shape(step_s=0.02, worker_flags=("--kv-tokens", "65536"))
 SILENCE_S = 10.0  # after which a link whose peer says nothing is given up
 
 
@@ -53,6 +59,50 @@ async def test_a_connection_cut_again_and_again_in_mid_stream(
         for name in regions:
             await w.settled(f"{name}-prefill", f"{name}-decode")
             await nothing_in_flight(w, name)
+
+
+async def test_many_streams_wait_for_the_only_region_to_be_reached_again(tmp_path: Path) -> None:
+    """Case 14: more than it takes to open its breaker; each is whole, once."""
+    async with world_over(tmp_path, CROWDED) as (w, net):
+        async with crowd(w) as all_heard:
+            net.down = True
+            net.cut()
+            await anyio.sleep(0.5)
+            net.down = False
+        for heard in all_heard:
+            assert (heard.text, heard.errors, heard.num_done) == (counted("!", 60), [], 1)
+            assert heard.usage["completion_tokens"] == 60
+        await w.settled("weur-prefill", "weur-decode")
+        await nothing_in_flight(w)
+
+
+async def test_many_streams_outlive_the_front_of_the_only_region(tmp_path: Path) -> None:
+    """Case 14: if another is there soon enough; none ends without a word in any case."""
+    async with world(tmp_path, CROWDED) as w:
+        async with crowd(w) as all_heard:
+            with anyio.move_on_after(COME_BACK_S / 2) as soon:
+                await restart(w, "weur-front", front_words(w, "weur"))
+                await wait_ready(w, w.processes["weur-front"])
+        for heard in all_heard:
+            assert heard.num_done == 1 - len(heard.errors)
+            assert counted("!", 60).startswith(heard.text)
+            if not soon.cancelled_caught:
+                assert (heard.text, heard.errors) == (counted("!", 60), [])
+        await wait_served(w)
+        await w.settled("weur-prefill", "weur-decode")
+        await nothing_in_flight(w)
+
+
+@asynccontextmanager
+async def crowd(w: World) -> AsyncGenerator[list[Heard], None]:
+    """Streams in their middle when the block begins, and at their ends after it."""
+    all_heard = [Heard() for _ in range(12)]
+    async with anyio.create_task_group() as tasks:
+        for heard in all_heard:
+            tasks.start_soon(hear, w, heard, "!", 60)
+        for heard in all_heard:
+            await heard.until(2)
+        yield all_heard
 
 
 async def test_a_stream_that_nobody_goes_on_with_ends_in_an_error(tmp_path: Path) -> None:
