@@ -15,6 +15,20 @@ from tests.origin_gpu.local_workers import LocalWorker, local_worker
 
 Ends: TypeAlias = tuple[Sequence[Way], Sequence[Way]]  # of the door, and of the collector
 OVER_THE_CONNECTION: Ends = ((), ())
+FOLDER = "edgefire-kv-1-0123abcd"  # of a worker's KV, as they are called
+
+
+@pytest.fixture
+def offered(tmp_path: Path) -> Path:
+    """A file of KV, in a folder as workers have them."""
+    (tmp_path / "giver" / FOLDER).mkdir(parents=True, mode=0o700)
+    path = tmp_path / "giver" / FOLDER / "7.kv"
+    path.write_bytes(b"k" * 1000)
+    return path
+
+
+def shared(tmp_path: Path) -> SharedFiles:
+    return SharedFiles([tmp_path / "nowhere", tmp_path / "giver"])
 
 
 @pytest.fixture(scope="module")
