@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from edge.ask import Tool
 from edge.cursor import Marks, Reading
 from edge.reader import MOST_HEAD, Reader
 from edge.tool_families import Family
@@ -39,11 +40,8 @@ class ChannelReader(Reader):
         called = re.search(r"to=functions\.([\w.-]+)", head)
         tool = self._tools.find(called[1]) if called else None
         tell = self._think if "analysis" in head and not called else self._tell
-        if tool is not None and (yield from self._cursor.lead("{")):
-            self._cursor.at -= 1
-            self._start(tool)
-            yield from self._arguments(row)
-            self.full = self._tools.most is not None and self.num_calls >= self._tools.most
+        if tool is not None:
+            yield from self._called(row, tool)
         marks = Marks([*map(self._spell, _ENDS), *self._strays])
         self.thinking = tell == self._think
         mark = yield from self._cursor.say(marks, tell)
@@ -52,6 +50,21 @@ class ChannelReader(Reader):
             self._cursor.at += len(mark or "")
         if tell == self._think:
             self._space, self._blank = "", True
+
+    def _called(self, row: Family, tool: Tool) -> Reading[None]:
+        """Its arguments, or none where it ends at once: what stands there instead is text."""
+        called = self._spell("<|call|>")
+        begin = yield from self._cursor.lead("{", called)
+        if begin is None:
+            return
+        self._cursor.at -= len(begin)
+        self._start(tool)
+        if begin == called:
+            self._argue("{}")
+            self._end()
+        else:
+            yield from self._arguments(row)
+        self.full = self._tools.most is not None and self.num_calls >= self._tools.most
 
     def _text(self) -> Reading[None]:
         """All the rest is text."""

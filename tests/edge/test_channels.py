@@ -69,6 +69,11 @@ def test_the_function_may_be_named_ahead_of_the_channel() -> None:
     assert whole(call) == called(("get_weather", PARIS))
 
 
+def test_a_call_that_ends_at_once_has_no_arguments() -> None:
+    call = "<|channel|>commentary to=functions.now<|message|><|call|>"
+    assert whole(THOUGHT + call) == [Reasoning(text="hm, Paris"), *called((NOW.name, "{}"))]
+
+
 def test_a_tool_that_was_not_offered_is_text() -> None:
     call = CALL.replace("get_weather", "browse")
     assert whole(call) == [Text(text=PARIS)]
