@@ -19,6 +19,7 @@ from tests.system.world import ACCOUNT, Shape, World, counted, edge_key, world
 pytestmark = pytest.mark.system
 MAX_RUNNING, MAX_WAITING = 4, 8
 TAKEN = MAX_RUNNING + MAX_WAITING  # by each worker, about: reports lag a little
+REFUSED_WITHIN_S = 0.25  # five times what it should take: machines are busy
 
 
 async def test_overload_is_refused_and_what_is_admitted_is_right(tmp_path: Path) -> None:
@@ -176,7 +177,7 @@ async def test_the_line_is_as_long_as_it_may_take_not_as_its_places(tmp_path: Pa
             offered = await _offer(w, rate=30, for_s=6, num_tokens=20)  # about 10 a second fit
         assert set(offered.codes) == {200, 429}
         assert offered.codes[200] >= 30
-        assert _median(offered.refused_s) < LEAST_WAIT_S  # which who is let in may wait
+        assert _median(offered.refused_s) < REFUSED_WITHIN_S
         # of 256 places the last would have to wait 25 s
         assert max(offered.first_s) < 5 * LEAST_WAIT_S
         await w.settled("weur-both")
