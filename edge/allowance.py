@@ -44,21 +44,21 @@ class Allowance:
             model=model,
             task=self._prices.task(model),
         )
-        rules = tuple(rule for rule in holding if rule not in record.rules)
+        rules = tuple(rule for rule in holding if rule not in record.counted)
         if not rules:
             return
         standings, failure = await to_thread.run_sync(self._admit, rules, limiter=self._one)
         record.standings += standings
         if failure is not None:
             raise failure
-        record.rules += rules
+        record.counted |= {rule: it.at for rule, it in zip(rules, standings, strict=True)}
 
     def note(self, record: Record) -> None:
         """The request has ended: it is counted soon, and before this process admits another."""
         if record.is_inside and record.status in _NO_ROOM:
-            counted = zip(record.rules, record.standings, strict=False)
-            self._count((rule, {"at": it.at}) for rule, it in counted if not rule.limit.is_amount)
-        rules = [rule for rule in record.rules if rule.limit.is_amount]
+            hits = ((rule, at) for rule, at in record.counted.items() if not rule.limit.is_amount)
+            self._count((rule, {"at": at}) for rule, at in hits)
+        rules = [rule for rule in record.counted if rule.limit.is_amount]
         if not rules or not record.tries.answers:
             return
         prompt, completion = record.num_prompt, completion_tokens(record)

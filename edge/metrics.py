@@ -46,9 +46,9 @@ class Record:
     outcome: str = "ok"  # or a failure's label, or how the client left
     detail: str | None = None
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)  # of the response, besides
-    rules: tuple[Rule, ...] = ()  # that it is counted by
+    counted: dict[Rule, float] = field(default_factory=dict)  # by which limits, and when: Unix s
     is_inside: bool = False  # asked by the edge itself, again until there is room
-    standings: tuple[Standing, ...] = ()  # of those, as they were then
+    standings: tuple[Standing, ...] = ()  # of limits that were looked at, as they were then
     on_first: Callable[[], None] = lambda: None  # called at the first piece of the answer
     further: list[Record] = field(default_factory=list)  # choices after the first
     counts_prompt: bool = True  # False: a choice whose prompt another one counts
