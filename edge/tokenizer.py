@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from edge.ask import Ask
 from edge.reader import Reader
-from edge.special import SpecialTokens, strings
+from edge.special import SpecialTokens
 from edge.speech import NUM_TAIL, Speech
 from edge.spelling import Spelling, TextStream, vocabulary
 from edge.template import ChatTemplate, utc_now
@@ -70,8 +70,8 @@ class ModelText:
 
     async def encode_prompt_async(self, ask: Ask, limiter: CapacityLimiter) -> tuple[int, ...]:
         """The same; a long text is encoded in a thread, at most as many at once as `limiter`."""
-        given = (ask.prompt, ask.messages, as_openai(ask.tools.offered))
-        if sum(map(len, strings(given))) <= _INLINE_CHARS:
+        given = (ask.prompt, ask.messages, as_openai(ask.tools.offered), ask.template_args)
+        if not _is_longer(given, _INLINE_CHARS):
             return self.encode_prompt(ask)
         return await to_thread.run_sync(self.encode_prompt, ask, limiter=limiter)
 
@@ -160,6 +160,29 @@ class ModelText:
         for token_id, _ in ask.sampling.logit_bias:
             if token_id >= self.num_ids:
                 raise _bad_input(f"'/logit_bias/{token_id}': the model has {self.num_ids} tokens")
+
+
+def _is_longer(value: Any, num_chars: int) -> bool:
+    """Whether plain data is longer as text, about. Long data is not looked at to its end."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        num_chars -= _num_chars(value)
+        if num_chars < 0:
+            return True
+        if isinstance(value, Mapping):
+            waiting += value.keys()
+            waiting += value.values()
+        elif isinstance(value, list | tuple):
+            waiting += value
+    return False
+
+
+def _num_chars(value: Any) -> int:
+    """Of a text or a number; of what is around the values of anything else."""
+    if isinstance(value, str | list | tuple | Mapping):
+        return len(value)
+    return value.bit_length() // 3 if isinstance(value, int) else 8
 
 
 def load(assets: TextAssets) -> ModelText:

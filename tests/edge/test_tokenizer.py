@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from edge.ask import Ask, SamplingAsk
+from edge.ask import Ask, SamplingAsk, Tool, ToolAsk
 from edge.special import SpecialTokens
 from edge.spelling import Spelling, TextStream
 from edge.tokenizer import ModelText, load
@@ -379,6 +379,29 @@ class TestThreads:
         assert used == []
         assert await kind.text.encode_prompt_async(long, limiter) == kind.text.encode_prompt(long)
         assert used == [limiter]
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"tools": ToolAsk(offered=(Tool(name="f", parameters={"x": [0] * 3000}),))},
+            {"tools": ToolAsk(offered=(Tool(name="f", parameters={"x": [10**4000, 10**4000]}),))},
+            {"template_args": (("a", "x" * 1000), ("b", "x" * 1000))},
+        ],
+    )
+    async def test_much_that_is_no_long_text_is_encoded_in_a_thread_too(
+        self, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        used: list[Any] = []
+
+        async def watched(function: Any, *args: Any, limiter: CapacityLimiter) -> Any:
+            used.append(function)
+            return ()
+
+        monkeypatch.setattr(to_thread, "run_sync", watched)
+        text = load(byte_level())
+        asked = Ask(model="m", **{"messages": ({"role": "user", "content": "A"},)} | fields)
+        await text.encode_prompt_async(asked, CapacityLimiter(1))
+        assert used == [text.encode_prompt]
 
     async def test_a_refusal_comes_out_of_the_thread(self) -> None:
         asked = Ask(model="m", messages=({"role": "system", "content": "x" * 5000},))

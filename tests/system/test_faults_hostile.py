@@ -114,6 +114,9 @@ async def test_long_inputs_do_not_hold_up_the_edge(tmp_path: Path) -> None:
     bodies = [
         b'{"raw": true, "prompt": "' + b"wor d" * n + b'"}' for n in (20_000, 100_000, 1_900_000)
     ]
+    numbers = b"[" + b"1," * 500_000 + b"1]"
+    tool = b'{"name": "f", "parameters": {"type": "object", "x": %b}}' % numbers
+    bodies.append(b'{"messages": %b, "tools": [%b]}' % (msgspec.json.encode(USER), tool))
     async with world(tmp_path, Shape(step_s=0.01)) as w:
         longest_s: list[float] = []
 
