@@ -13,16 +13,16 @@ from functools import partial
 from typing import Any, cast
 
 from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
 
+from routing.heads import BoundedProtocol
 from routing.link_bytes import message_frame
 
 EXTENSION = "edgefire.connection"
 
 
-class AbortableProtocol(HttpToolsProtocol):
+class AbortableProtocol(BoundedProtocol):
     """uvicorn's HTTP/1.1 protocol, with the extension in every scope."""
 
     def on_message_begin(self) -> None:
