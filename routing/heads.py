@@ -7,17 +7,21 @@ as much of it as comes, for as long as it comes. Knows no app.
 from __future__ import annotations
 
 import asyncio  # noqa: TID251  uvicorn's own
+import re
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MOST_HEAD_BYTES = 64 * 2**10  # and what else comes with the last of them
 HEAD_S = 60.0  # from a connection, or from a head's first byte, to its last
+# To something else than a WebSocket, as Java's client asks on every plain connection (h2c).
+_OTHER_UPGRADE = re.compile(rb"\r\nupgrade(?=:)(?![^\r]*websocket)", re.IGNORECASE)
 
 
 class BoundedProtocol(HttpToolsProtocol):
     """A client whose head is too long is refused, and hung up on where it takes too long."""
 
     _in_head = False
+    _in_body = False
     _num_bytes = 0  # since the last of a body, or the end of a head
     _late: asyncio.TimerHandle | None = None
 
@@ -31,7 +35,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._num_bytes += len(data)
-        super().data_received(data)
+        super().data_received(data if self._in_body else _without_upgrade(data))
         if self._in_head and self._late is None:
             self._wait_head()
         if self._num_bytes > MOST_HEAD_BYTES and not self.transport.is_closing():
@@ -42,7 +46,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        self._in_head, self._num_bytes = False, 0
+        self._in_head, self._in_body, self._num_bytes = False, True, 0
         self._stop_waiting()
         super().on_headers_complete()
 
@@ -51,7 +55,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._num_bytes = 0
+        self._in_body, self._num_bytes = False, 0
         super().on_message_complete()
 
     def _wait_head(self) -> None:
@@ -67,3 +71,14 @@ class BoundedProtocol(HttpToolsProtocol):
             self.send_400_response(f"A request's head may have {MOST_HEAD_BYTES} bytes.")
         else:
             self.transport.abort()  # what follows a body, with an answer under way
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """A request that is answered as if it asked for nothing but an answer, as HTTP allows.
+
+    llhttp would take what follows the head for another protocol's, and the body was lost.
+    """
+    head, end, rest = data.partition(b"\r\n\r\n")
+    if b"upgrade:" not in head.lower():
+        return data
+    return _OTHER_UPGRADE.sub(b"\r\nx-upgrade", head + end) + rest

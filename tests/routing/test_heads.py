@@ -118,3 +118,19 @@ async def test_a_slow_answer_is_no_slow_head(monkeypatch: pytest.MonkeyPatch) ->
         await anyio.sleep(0.5)
         await stream.send(b"2")
         assert (await answered(stream, b"12")).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("body_apart", [False, True])
+async def test_a_body_comes_through_where_http_2_is_offered(*, body_apart: bool) -> None:
+    """Java's client does so on every connection without TLS."""
+    head = (
+        b"POST / HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nContent-Length: 5\r\n"
+        b"Host: a\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\nUpgrade: h2c\r\nUser-Agent: Java\r\n\r\n"
+    )
+    async with connected() as stream:
+        for _ in range(2):
+            await stream.send(head if body_apart else head + b"hello")
+            if body_apart:
+                await anyio.sleep(0.05)
+                await stream.send(b"hello")
+            assert (await answered(stream, b"hello")).startswith(b"HTTP/1.1 200 ")
