@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio  # noqa: TID251  uvicorn's own
 import re
+from typing import cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 MOST_HEAD_BYTES = 64 * 2**10  # and what else comes with the last of them
 HEAD_S = 60.0  # from a connection, or from a head's first byte, to its last
@@ -57,6 +59,14 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._in_body, self._num_bytes = False, 0
         super().on_message_complete()
+
+    def handle_websocket_upgrade(self) -> None:
+        super().handle_websocket_upgrade()
+        conn = cast("WebSocketsSansIOProtocol", self.transport.get_protocol()).conn
+        if conn.handshake_exc is not None and not self.transport.is_closing():
+            # uvicorn would wait for the rest of a request that was no good handshake.
+            self.transport.write(b"".join(conn.data_to_send()))
+            self.transport.close()
 
     def _wait_head(self) -> None:
         self._late = self.loop.call_later(HEAD_S, self.transport.abort)

@@ -134,3 +134,12 @@ async def test_a_body_comes_through_where_http_2_is_offered(*, body_apart: bool)
                 await anyio.sleep(0.05)
                 await stream.send(b"hello")
             assert (await answered(stream, b"hello")).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_no_handshake_is_waited_for_that_cannot_be_one() -> None:
+    async with connected() as stream:
+        await stream.send(
+            b"GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+            b"content-length: 5\r\n\r\nhello"
+        )
+        assert await heard(stream) == b""
