@@ -21,7 +21,7 @@ from typing import Literal, cast, get_args
 
 import anyio
 
-from edge.checks import BadField, Fields
+from edge.checks import BadField, Fields, shown
 from routing.errors import Code, Failure
 
 TIMEOUT, ATTEMPTS = "cf-aig-request-timeout", "cf-aig-max-attempts"
@@ -102,6 +102,8 @@ class Try:
 
 def plan_of(headers: Mapping[str, str], model: str, others: tuple[str, ...] = ()) -> Plan:
     """What the headers ask for. Failure(BAD_INPUT) names the header that is wrong."""
+    if not model.isprintable():  # no header could say that it was tried
+        raise Failure(Code.UNKNOWN_MODEL, f"No such model {shown(model)} or task")
     named = [name.strip() for name in headers.get(MODELS, "").split(",")]
     models = tuple(dict.fromkeys([model, *others, *filter(None, named)]))
     if len(models) > MOST_MODELS or max(map(len, models)) > _MOST_CHARS or not _ascii(models[1:]):

@@ -184,6 +184,15 @@ async def test_an_unknown_model(edge: EdgeClient) -> None:
     assert answer.json()["error"]["code"] == "model_not_found"
 
 
+async def test_a_model_that_no_header_could_name(edge: EdgeClient) -> None:
+    """Answers to who asks for several tries say in a header which model was tried."""
+    headers = edge.headers() | {"cf-aig-max-attempts": "2"}
+    body = {"model": "a\r\nset-cookie: b=c", "messages": [{"role": "user", "content": "A"}]}
+    answer = await edge.http.post(edge.chat_url, json=body, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "model_not_found")
+    assert "set-cookie" not in answer.headers
+
+
 async def test_bad_input_names_its_field_in_both_dialects(edge: EdgeClient) -> None:
     status, code, message = native_error(await edge.raw("A", temperature=9))
     assert (status, code) == (400, 5006)
