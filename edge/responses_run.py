@@ -174,7 +174,7 @@ def _account(request: Request, service: Service) -> str:
 def _page(items: Sequence[Item], query: QueryParams) -> dict[str, object]:
     """The items after the one called `after`, the last ones first unless `order` is asc."""
     limit, order, after = query.get("limit", "20"), query.get("order", "desc"), query.get("after")
-    if not limit.isdecimal() or not 1 <= int(limit) <= _MOST_LISTED:
+    if not limit.isdecimal() or not 1 <= int(limit[:9]) <= _MOST_LISTED:
         raise BadField("/limit", f"'limit' must be 1 to {_MOST_LISTED}")
     if order not in {"asc", "desc"}:
         raise BadField("/order", "'order' must be one of 'asc', 'desc'")

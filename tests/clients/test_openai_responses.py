@@ -132,7 +132,7 @@ async def test_input_items_are_paged(ai: openai.AsyncOpenAI) -> None:
         pages = ai.responses.input_items.list(told.id, limit=3, order=order)  # type: ignore[arg-type]
         texts = [one.to_dict()["content"][0]["text"] async for one in pages]  # type: ignore[index]
         assert texts == [f"m{n}" for n in wanted]
-    for query in ({"limit": 0}, {"order": "up"}):
+    for query in ({"limit": 0}, {"limit": "9" * 5000}, {"order": "up"}):
         with pytest.raises(openai.BadRequestError):
             await ai.responses.input_items.list(told.id, extra_query=query)
 
