@@ -8,6 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 import anyio
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -45,6 +46,7 @@ class OpenAIFiles:
     async def upload(self, request: Request) -> Response:
         ground = self._ground
         tenant = ground.tenant(request.scope, request.headers, "files")
+        _check_charset(request)
         receive = _bounded(request.receive, stalled_s=ground.settings.stalled_reader_s)
         has = await ground.store.read(partial(files.num_bytes, account=tenant.account))
         if has >= MOST_BYTES_OF_ACCOUNT:
@@ -125,6 +127,14 @@ class OpenAIFiles:
         while data := await upload.read(PART_BYTES):
             await writer.write(data)
         return await writer.finish(MOST_BYTES_OF_ACCOUNT)
+
+
+def _check_charset(request: Request) -> None:
+    """Of a form. starlette would decode it by any codec that Python has, some of which make texts
+    that cannot be written down, or take minutes."""
+    _, said = parse_options_header(request.headers.get("content-type"))
+    if said.get(b"charset", b"utf-8").lower() not in {b"utf-8", b"utf8"}:
+        raise BadField("", "the form must be UTF-8")
 
 
 def file_object(file: File) -> dict[str, Any]:

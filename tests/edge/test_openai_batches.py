@@ -232,6 +232,21 @@ async def test_a_body_that_is_no_form(edge: EdgeClient) -> None:
         assert answer.status_code == 400, answer.text
 
 
+@pytest.mark.parametrize("charset", ["utf-7", "unicode_escape", "punycode", "undefined"])
+async def test_a_form_is_utf_8(edge: EdgeClient, charset: str) -> None:
+    """And is decoded by no other codec of Python's: the first two make half a character of this."""
+    name = {"utf-7": "+2AA-"}.get(charset, r"\ud800")
+    file = f'Content-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n{{}}'
+    purpose = 'Content-Disposition: form-data; name="purpose"\r\n\r\nbatch'
+    form = f"--x\r\n{file}\r\n--x\r\n{purpose}\r\n--x--\r\n"
+    for said, status in ((charset, 400), ("UTF-8", 200)):
+        kind = {"content-type": f"multipart/form-data; boundary=x; charset={said}"}
+        answer = await edge.http.post(
+            f"{edge.ai}/v1/files", content=form.encode(), headers=edge.headers() | kind
+        )
+        assert answer.status_code == status, answer.text
+
+
 async def test_another_account_finds_nothing(
     client: openai.AsyncOpenAI, edge: EdgeClient, tmp_path: Path
 ) -> None:
