@@ -13,6 +13,7 @@ from edge import options
 from edge.ask import Ask, SamplingAsk
 from edge.checks import BadField, Fields, as_fields, mismatch, read
 from edge.like_chat import chosen
+from edge.messages import shallow
 from edge.responses_items import Item, conversation, items
 
 LOGPROBS = "message.output_text.logprobs"
@@ -178,15 +179,15 @@ def _repeated(fields: Fields) -> dict[str, Any]:
         "metadata": _metadata(fields),
         "parallel_tool_calls": parallel is not False,
         "temperature": fields.value("temperature"),
-        "tool_choice": fields.value("tool_choice") or "auto",
-        "tools": [_tool(tool) for tool in fields.array("tools") or []],
+        "tool_choice": shallow(fields.at("tool_choice"), fields.value("tool_choice")) or "auto",
+        "tools": [_tool(tool) for tool in shallow(fields.at("tools"), fields.array("tools")) or []],
         "top_p": fields.value("top_p"),
         "background": False,
         "max_output_tokens": fields.value("max_output_tokens"),
         "previous_response_id": fields.text("previous_response_id"),
         "reasoning": effort,
         "store": fields.flag("store") is not False,
-        "text": {"format": text.value("format") or {"type": "text"}},
+        "text": {"format": shallow(text.at("format"), text.value("format")) or {"type": "text"}},
         "top_logprobs": fields.value("top_logprobs") or 0,
         # `auto` is taken, but nothing is ever left out: what is too long is refused.
         "truncation": "disabled",

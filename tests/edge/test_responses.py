@@ -15,6 +15,8 @@ from tests.edge.bodies import REFUSALS, anything, nearly_a_request, outcome, ref
 from tests.edge.responses import BODY, ask
 
 USER = {"role": "user", "content": "Hello"}
+TOOL = {"type": "function", "name": "f"}
+DEEP = json.loads("[" * 200 + "]" * 200)
 
 
 class TestAsks:
@@ -65,6 +67,10 @@ class TestAsks:
             ({"tool_choice": {"type": "function"}}, "/tool_choice/name"),
             ({"lora": "x"}, "/lora"),
             ({"tools": [{"type": "function"}]}, "/tools/0/name"),
+            # What is repeated in the answer must not be too deep to be written again.
+            ({"tools": [TOOL | {"x": DEEP}]}, "/tools"),
+            ({"tools": [TOOL], "tool_choice": TOOL | {"x": DEEP}}, "/tool_choice"),
+            ({"text": {"format": {"type": "text", "x": DEEP}}}, "/text/format"),
         ],
     )
     def test_a_refusal_names_the_field(self, fields: dict[str, Any], pointer: str) -> None:
