@@ -27,7 +27,7 @@ from edge.response import JSON
 from edge.responses import Turn, is_reference, recalled
 from edge.responses_answer import Answer
 from edge.responses_items import Item
-from edge.responses_store import ResponsesStore, Stored
+from edge.responses_store import Earlier, ResponsesStore, Stored
 from edge.run import Run, Service, authorization
 from edge.spelled import Spelled
 from routing.errors import Code, Failure
@@ -85,14 +85,14 @@ async def recall(store: ResponsesStore, turn: Turn, account: str) -> Turn:
     """The turn with what it goes back to; BadField when that is not there."""
     if not turn.refers:
         return turn
-    chain: Sequence[Stored] = ()
+    chain: Sequence[Earlier] = ()
     if turn.previous is not None:
         found = await store.chain(account, turn.previous)
         if found is None:
             says = f"Previous response with id '{turn.previous}' not found."
             raise BadField("/previous_response_id", says)
         chain = found
-    earlier = [item for stored in chain for item in _items(stored)]
+    earlier = [item for one in chain for item in one.items]
     items = {item["id"]: item for item in earlier}
     for at, item in enumerate(turn.items):
         if is_reference(item) and item["id"] not in items:
@@ -104,14 +104,11 @@ async def _referred(store: ResponsesStore, account: str, item_id: str, at: int) 
     """The items of the response that this one is part of: its id is in theirs."""
     _, _, rest = item_id.partition("_")
     stored = await store.get(account, f"resp_{rest.partition('_')[0]}")
-    found = {} if stored is None else {item["id"]: item for item in _items(stored)}
+    items = () if stored is None else (*stored.input, *stored.response["output"])
+    found = {item["id"]: item for item in items}
     if item_id not in found:
         raise BadField(f"/input/{at}/id", f"Item with id '{item_id}' not found.")
     return found
-
-
-def _items(stored: Stored) -> list[Item]:
-    return [*stored.input, *stored.response["output"]]
 
 
 def _named(item: Item, at: int, request_id: str) -> Item:

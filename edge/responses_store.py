@@ -11,12 +11,14 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from edge.store import Db, Store
+
+_T = TypeVar("_T")
 
 MOST_TURNS = 1000  # of one conversation
 _DAY_S = 86400.0
@@ -53,6 +55,24 @@ class Stored(Struct, frozen=True, kw_only=True):
     input: list[dict[str, Any]]  # its own items, earlier ones not among them
 
 
+class _Told(Struct, frozen=True):
+    output: list[dict[str, Any]]
+
+
+class Earlier(Struct, frozen=True, kw_only=True):
+    """A turn of a conversation, without what its response repeats of the request: that may be
+    megabytes of what no model is shown, in each of a thousand turns."""
+
+    id: str
+    previous: str | None
+    response: _Told
+    input: list[dict[str, Any]]
+
+    @property
+    def items(self) -> list[dict[str, Any]]:
+        return [*self.input, *self.response.output]
+
+
 class ResponsesStore:
     """`clock` gives Unix seconds. Raises StoreAway. Without a store nothing is kept."""
 
@@ -74,9 +94,9 @@ class ResponsesStore:
     async def get(self, account: str, response_id: str) -> Stored | None:
         if self._store is None:
             return None
-        return await self._store.read(partial(_find, account, response_id, self._clock()))
+        return await self._store.read(partial(_find, Stored, account, response_id, self._clock()))
 
-    async def chain(self, account: str, response_id: str) -> list[Stored] | None:
+    async def chain(self, account: str, response_id: str) -> list[Earlier] | None:
         """The conversation up to this response, oldest first; None when not all of it is there."""
         if self._store is None:
             return None
@@ -96,10 +116,10 @@ class ResponsesStore:
         if (self._num_put[account] - 1) % bounds.each == 0:  # and at first: processes come and go
             db.execute(_OVER, (account, account, bounds.most, bounds.most_bytes))
 
-    def _chain(self, account: str, response_id: str, db: Db) -> list[Stored] | None:
-        now, found, wanted = self._clock(), list[Stored](), response_id
+    def _chain(self, account: str, response_id: str, db: Db) -> list[Earlier] | None:
+        now, found, wanted = self._clock(), list[Earlier](), response_id
         while len(found) < MOST_TURNS:
-            stored = _find(account, wanted, now, db)
+            stored = _find(Earlier, account, wanted, now, db)
             if stored is None:
                 return None
             found.append(stored)
@@ -118,6 +138,6 @@ def prune(db: Db, now: float, most: int) -> int:
     return db.execute(_PRUNE, (now, most)).rowcount
 
 
-def _find(account: str, response_id: str, now: float, db: Db) -> Stored | None:
+def _find(kind: type[_T], account: str, response_id: str, now: float, db: Db) -> _T | None:
     row = db.execute(_FIND, (response_id, account, now)).fetchone()
-    return None if row is None else msgspec.json.decode(row[0], type=Stored)
+    return None if row is None else msgspec.json.decode(row[0], type=kind)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from edge.responses_store import Bounds, ResponsesStore, Stored, prune
 from edge.store import Store
@@ -71,10 +74,31 @@ async def test_a_conversation_is_oldest_first_and_whole_or_not_there(
     await one.put("b", turn("r4"))  # another account's
     await one.put("a", turn("r5", "r4"))
     assert await other.chain("a", "r5") is None
-    assert await other.chain("a", "r3") == turns
-    assert await other.chain("a", "r2") == turns[:2]
+    for last in (3, 2):
+        found = await other.chain("a", f"r{last}")
+        assert found is not None
+        told = [(one.id, one.previous, one.items) for one in found]
+        wanted = turns[:last]
+        assert told == [(it.id, it.previous, it.input + it.response["output"]) for it in wanted]
     await one.delete("a", "r1")
     assert await other.chain("a", "r3") is None
+
+
+async def test_a_conversation_takes_no_memory_for_what_its_answers_repeat(
+    path: Path, clock: Clock
+) -> None:
+    with closing(Store(path)) as file:
+        store = ResponsesStore(file, clock)
+        for name, previous in (("r1", None), ("r2", "r1"), ("r3", "r2")):
+            made = turn(name, previous)
+            tools = [{"type": "function", "name": "f", "x": [[]] * 100_000}]
+            await store.put("a", replace(made, response=made.response | {"tools": tools}))
+        tracemalloc.start()
+        try:
+            assert await store.chain("a", "r3")
+            assert tracemalloc.get_traced_memory()[1] < 4_000_000  # all of it would be 19 MB
+        finally:
+            tracemalloc.stop()
 
 
 async def test_what_is_not_used_for_a_month_goes(
