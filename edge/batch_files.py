@@ -21,15 +21,23 @@ PURPOSE = "batch_output"
 
 
 class BatchFiles:
-    """`checks`: of each endpoint, what its route would refuse. `clock` gives Unix seconds."""
+    """`checks`: of each endpoint, what its route would refuse. `clock` gives Unix seconds.
+    `most_bytes`: of the body of one request."""
 
     def __init__(
-        self, store: Store, clock: Callable[[], float], checks: dict[str, Check], keep_s: float
+        self,
+        store: Store,
+        clock: Callable[[], float],
+        checks: dict[str, Check],
+        *,
+        keep_s: float,
+        most_bytes: int,
     ) -> None:
         self._store = store
         self._clock = clock
         self._checks = checks
         self._keep_s = keep_s
+        self._most_bytes = most_bytes
 
     async def admit(self, job: Job) -> None:
         """Its requests are in the store, and it runs; or it has failed, and says why.
@@ -44,7 +52,8 @@ class BatchFiles:
             problems = [Problem("file_not_found", says, param="/input_file_id")]
         else:
             check = self._checks[extra.endpoint]
-            read = partial(requests, content, extra.endpoint, check)
+            most = self._most_bytes
+            read = partial(requests, content, extra.endpoint, check, most_bytes=most)
             found, problems = await to_thread.run_sync(read)
         if problems:
             extra.errors = [problem.told for problem in problems]

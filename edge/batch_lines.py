@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 import msgspec
@@ -23,6 +24,7 @@ ENDPOINTS = {
 MOST_REQUESTS = 50_000
 _MOST_ERRORS = 100  # of a file that are told
 _MOST_NAME_CHARS = 512
+_AROUND_BYTES = 10_000  # of a line, beside the body of its request
 
 Check = Callable[[bytes], object]  # raises Failure for a body that its route would refuse
 
@@ -42,16 +44,20 @@ class Problem:
 
 
 def requests(
-    content: bytes, endpoint: str, check: Check
+    content: bytes, endpoint: str, check: Check, *, most_bytes: int
 ) -> tuple[list[tuple[str | None, bytes]], list[Problem]]:
-    """Custom ids and bodies in the file's order, and what is wrong with it: all, or enough."""
+    """Custom ids and bodies in the file's order, and what is wrong with it: all, or enough.
+
+    `most_bytes`: of one body, as its route takes it.
+    """
     found: dict[str, bytes] = {}
     problems: list[Problem] = []
-    for number, line in enumerate(content.splitlines(), 1):
+    # One by one: of all lines at once a file may have as many as bytes.
+    for number, line in enumerate(BytesIO(content), 1):
         if not line.strip():
             continue
         try:
-            name, body = _request(line, endpoint, check)
+            name, body = _request(line, endpoint, check, most_bytes)
             if name in found:
                 raise BadField("/custom_id", f"the custom_id {name!r} is not unique")
             found[name] = body
@@ -68,7 +74,9 @@ def requests(
     return list(found.items()), problems
 
 
-def _request(line: bytes, endpoint: str, check: Check) -> tuple[str, bytes]:
+def _request(line: bytes, endpoint: str, check: Check, most_bytes: int) -> tuple[str, bytes]:
+    if len(line) > most_bytes + _AROUND_BYTES:
+        raise BadField("", f"a body may have {most_bytes} bytes, and the line has {len(line)}")
     try:
         fields = as_fields("", msgspec.json.decode(line))
     except RecursionError:

@@ -65,7 +65,9 @@ class Stored:
             store,
             service.drain,
             clock,
-            batches=BatchFiles(store, clock, checks, keep_s),
+            batches=BatchFiles(
+                store, clock, checks, keep_s=keep_s, most_bytes=settings.body_limit_bytes
+            ),
             in_flight=settings.batch_in_flight,
         )
         self._webhooks = Webhooks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from openai.types import Batch
 
 from edge import keys
 from edge.app import unix_time
+from edge.batch_lines import requests
+from edge.openai import parse
 from edge.settings import Settings
-from tests.fakes.counting_region import MODEL, CountingRegion, Steps
+from tests.fakes.counting_region import MODEL, CountingRegion, Steps, running
 from tests.fakes.edge_client import ACCOUNT, EdgeClient, edge_over
 
 OTHER = "globex"
@@ -117,6 +120,36 @@ async def test_a_file_that_holds_something_else_fails_the_batch(
     assert region.asked == []
     empty = await ended(client, (await start(client, b"\n")).id)
     assert empty.status == "failed"
+
+
+@pytest.mark.parametrize("lines_of", [b"\n", b"ab\n"])
+def test_a_file_of_many_lines_takes_no_memory_for_each(lines_of: bytes) -> None:
+    content = lines_of * 1_000_000
+    tracemalloc.start()
+    try:
+        _, problems = requests(content, "/v1/chat/completions", parse, most_bytes=1000)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000  # a list of them has 8 MB
+    finally:
+        tracemalloc.stop()
+    assert problems
+
+
+async def test_a_line_that_no_route_would_take_is_not_read(tmp_path: Path) -> None:
+    region = CountingRegion()
+    limits = {"store": tmp_path / "store.sqlite", "body_limit_bytes": 20_000}
+    async with (
+        running(region),
+        edge_over(tmp_path, [region.region], **limits) as edge,
+        openai.AsyncOpenAI(base_url=f"{edge.ai}/v1", api_key=edge.key, max_retries=0) as client,
+    ):
+        content = lines(line("a"), line("b", x=[[]] * 20_000))
+        batch = await ended(client, (await start(client, content)).id)
+    assert batch.status == "failed"
+    assert batch.errors is not None
+    assert batch.errors.data is not None
+    [error] = batch.errors.data
+    assert (error.line, error.param) == (2, "")
+    assert "may have 20000 bytes" in (error.message or "")
 
 
 async def test_what_its_route_refuses_later_is_in_the_errors(client: openai.AsyncOpenAI) -> None:
