@@ -147,7 +147,7 @@ class Search:
         asked |= {"started >= ?": self.since, "started < ?": self.until}
         given = {condition: value for condition, value in asked.items() if value is not None}
         if self.text is not None:
-            # LIKE fails with over 50,000 characters, and takes a time that grows as their square.
+            # LIKE would take a time that grows as the square of the text.
             fields = "id || ' ' || model || ' ' || outcome || ' ' || detail || ' ' || metadata"
             given[f"instr(lower({fields}), ?) > 0"] = self.text.lower()
         return " AND ".join(given), list(given.values())

@@ -91,15 +91,6 @@ async def test_logs_are_searched_and_paged(
     assert other.status_code == 404
 
 
-async def test_no_search_takes_the_store_from_others(edges: tuple[EdgeClient, EdgeClient]) -> None:
-    edge = edges[0]
-    await run(edge)
-    await logs(edge, 1)
-    assert (await logs(edge, 0, search="a" * 50_001))["result"] == []
-    answer = await edge.http.get(f"{edge.ai}/v1/files", headers=edge.headers())
-    assert answer.status_code == 200, answer.text
-
-
 async def test_bodies_are_kept_where_that_is_asked(edge: EdgeClient) -> None:
     answer = await run(edge, cf_aig_collect_log_payload="true")
     await run(edge, cf_aig_collect_log="true", cf_aig_collect_log_payload="false")
