@@ -27,6 +27,7 @@ from routing.errors import Code, Failure
 LEASE_S = 10.0
 MOST_BYTES = 4_000_000  # of an answer; a longer one is not kept
 CACHE_BYTES = 256_000_000  # of all that the cache keeps; then the oldest go
+KEY_BYTES = 256_000_000  # of all that one account's idempotency keys keep, likewise
 KEY_S = 86_400.0  # that an idempotency key holds
 _FIRST_LOOK_S, _LAST_LOOK_S = 0.02, 0.25  # between looks whether another's answer is there
 _UNDONE_S = 3600.0  # after which the row of an answer that never came is dropped
@@ -305,13 +306,18 @@ def release(db: Db, slot: Slot, holder: str) -> None:
 _MINE = "WHERE kind = ? AND account = ? AND name = ? AND holder = ? AND status IS NULL"
 
 
-def prune(db: Db, now: float, limit: int, most_bytes: int = CACHE_BYTES) -> int:
-    """Drop what has had its time, and the oldest of a cache that is too large; how many."""
+def prune(
+    db: Db, now: float, limit: int, *, cache_bytes: int = CACHE_BYTES, key_bytes: int = KEY_BYTES
+) -> int:
+    """Drop what has had its time, then the oldest of what is too much; how many."""
     query = "SELECT kind, account, name FROM replies WHERE forget <= ? LIMIT ?"
     gone = db.execute(query, (now, limit)).fetchall()
-    size = "SELECT coalesce(sum(num_bytes), 0) FROM replies WHERE kind = 'cache'"
-    if not gone and db.execute(size).fetchone()[0] > most_bytes:
-        query = "SELECT kind, account, name FROM replies WHERE kind = 'cache' AND num_bytes > 0"
-        gone = db.execute(f"{query} ORDER BY created LIMIT ?", (limit,)).fetchall()
+    for kind, whose, most in (("cache", "kind", cache_bytes), ("key", "account", key_bytes)):
+        gone += db.execute(
+            "SELECT kind, account, name FROM (SELECT kind, account, name, sum(num_bytes)"
+            f" OVER (PARTITION BY {whose} ORDER BY created DESC, name) AS size FROM replies"
+            " WHERE kind = ? AND num_bytes > 0 AND forget > ?) AS newer WHERE size > ? LIMIT ?",
+            (kind, now, most, limit - len(gone)),
+        ).fetchall()
     db.executemany("DELETE FROM replies WHERE kind = ? AND account = ? AND name = ?", gone)
     return len(gone)

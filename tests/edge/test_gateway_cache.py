@@ -181,12 +181,31 @@ async def test_what_has_had_its_time_goes(tmp_path: Path) -> None:
         await store.write(work)
     assert await store.write(lambda db: replies.prune(db, 6.5, 100)) == 2
     assert await store.write(lambda db: replies.prune(db, 6.5, 100)) == 0
-    assert await store.write(lambda db: replies.prune(db, 6.5, 3, most_bytes=700)) == 3
+    assert await store.write(lambda db: replies.prune(db, 6.5, 100, cache_bytes=500)) == 3
     left = await store.read(lambda db: db.execute("SELECT name FROM replies").fetchall())
     assert sorted(left) == [(f"n{n}",) for n in range(5, 10)]
     slot = Slot(kind="cache", account="a", name="n9", digest="")
     assert await store.read(lambda db: replies.look(db, slot, 1008.9)) == kept
     assert await store.read(lambda db: replies.look(db, slot, 1009.1)) is None
+    store.close()
+
+
+async def test_what_one_account_asks_once_takes_nothing_from_another(tmp_path: Path) -> None:
+    """Of answers by idempotency keys the oldest of an account go that has too many."""
+    store = Store(tmp_path / "store.sqlite")
+    kept = Kept(status=200, headers=[], model="m", body=b"x" * 100)
+
+    def fill(db: sqlite3.Connection) -> None:
+        for n in range(12):  # the first two are of another account
+            account = "b" if n < 2 else "a"
+            slot = Slot(kind="key", account=account, name=f"n{n}", digest="")
+            assert replies.claim(db, slot, "h", float(n)) is None
+            replies.keep(db, slot, "h", kept, 1000.0)
+
+    await store.write(fill)
+    assert await store.write(lambda db: replies.prune(db, 20.0, 100, key_bytes=600)) == 4
+    left = await store.read(lambda db: db.execute("SELECT name FROM replies").fetchall())
+    assert {name for (name,) in left} == {"n0", "n1"} | {f"n{n}" for n in range(6, 12)}
     store.close()
 
 
