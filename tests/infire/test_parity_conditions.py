@@ -180,7 +180,6 @@ def test_handed_over_to_another_engine(
         while results := prefill.step():
             first += [i for step in results.steps for i in step.ids]
             ends += [it.num_tokens for it in results.answers if isinstance(it, Exported)]
-        prefill.drop(name)
         resumed = sequence(name, ids, world.max_tokens, **sampling)
         resumed.token_ids += first
         num_adopted = len(ids) + num_first - 1
@@ -188,6 +187,7 @@ def test_handed_over_to_another_engine(
         adopted = decode.step()
         assert adopted
         assert adopted.answers == (Adopted(name),)
+        prefill.drop(name)
         then = list(adopted.steps[0].ids) + finish(decode)[name]
         assert first + then == world.alone[kind][name]
         assert decode.gauges().prompt_tokens_computed == 0

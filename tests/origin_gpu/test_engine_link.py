@@ -174,14 +174,14 @@ async def test_kv_goes_from_one_engine_to_another(tmp_path: Path) -> None:
         async with held(giver, 300, path):
             assert path.stat().st_size == 2400
             assert giver.gauges.held == 1
+            steps: list[Step] = []
+            submit = Submit(sequence("b", 300, 4, generated=1), str(path), 300)
+            with anyio.fail_after(PATIENCE_S):
+                async with taker.request(submit, steps.append) as run:
+                    await run.wait_adopted()
+                    path.unlink()
+                    await run.wait_finished()
         await idle(giver)
-        steps: list[Step] = []
-        submit = Submit(sequence("b", 300, 4, generated=1), str(path), 300)
-        with anyio.fail_after(PATIENCE_S):
-            async with taker.request(submit, steps.append) as run:
-                await run.wait_adopted()
-                path.unlink()
-                await run.wait_finished()
         assert [i for step in steps for i in step.ids] == answer(300, 4, generated=1)
         assert taker.gauges.prompt_tokens_computed == 0
 
