@@ -47,7 +47,7 @@ class LogRoutes:
         per_page = whole_number(request, "per_page", 20, 1, _MOST_PER_PAGE)
         skip = (page - 1) * per_page
         total, rows = await self._ground.store.look_through(
-            partial(search, wanted=wanted, skip=skip, limit=per_page)
+            tenant.account, partial(search, wanted=wanted, skip=skip, limit=per_page)
         )
         info = {
             "page": page,

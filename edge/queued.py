@@ -111,7 +111,7 @@ class Queue:
 
     async def _stands(self, tenant: Tenant, job: str) -> Response:
         stands = partial(_stands, account=tenant.account, job=job)
-        body = await self._ground.store.look_through(stands)
+        body = await self._ground.store.look_through(tenant.account, stands)
         if body is None:
             raise no_such(_ID, job)
         return Response(body, media_type=JSON)

@@ -13,8 +13,8 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
 from errno import EACCES
 from functools import partial
 from pathlib import Path
@@ -57,6 +57,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._limiters: dict[bool, CapacityLimiter] = {}  # by whether a call may take long
+        self._turns: dict[str, CapacityLimiter] = {}  # of accounts that look through much now
         self._making = threading.Lock()
         self._idle: list[tuple[Db, int]] = []  # with the inode of its file
         self._away_until = float("-inf")
@@ -72,10 +73,11 @@ class Store:
         """What `work` makes of the store as it is at one moment. Raises StoreAway."""
         return await self._call(partial(self._within, "BEGIN", work))
 
-    async def look_through(self, work: Callable[[Db], T]) -> T:
-        """As `read`, of what may be much: few at once, so that others find a thread. That it takes
-        too long is its own fault, and no reason to leave the store alone: Failure(TIMEOUT)."""
-        return await self._call(partial(self._within, "BEGIN", work), is_long=True)
+    async def look_through(self, account: str, work: Callable[[Db], T]) -> T:
+        """As `read`, of what may be much: few at once, so that others find a thread, and of each
+        account one after the other. That it takes too long is its own fault, and no reason to
+        leave the store alone: Failure(TIMEOUT)."""
+        return await self._call(partial(self._within, "BEGIN", work), account)
 
     async def write(self, work: Callable[[Db], T]) -> T:
         """What `work` returns once all that it changed is kept. Raises StoreAway.
@@ -88,10 +90,11 @@ class Store:
         while self._idle:
             self._idle.pop()[0].close()
 
-    async def _call(self, work: Callable[[float], T], *, is_long: bool = False) -> T:
+    async def _call(self, work: Callable[[float], T], looks: str | None = None) -> T:
+        """`looks`: the account that looks through much."""
         started, outcome = time.monotonic(), "left"
         try:
-            made = await self._try(work, is_long=is_long)
+            made = await self._try(work, looks)
             outcome = "ok"
         except Failure as failure:  # else: what was asked for is not there, or not allowed
             outcome = "away" if isinstance(failure, StoreAway) else "refused"
@@ -101,17 +104,19 @@ class Store:
             self.busy_s += time.monotonic() - started
         return made
 
-    async def _try(self, work: Callable[[float], T], *, is_long: bool) -> T:
+    async def _try(self, work: Callable[[float], T], looks: str | None) -> T:
         if time.monotonic() < self._away_until:
             raise StoreAway
+        is_long = looks is not None
         if is_long not in self._limiters:  # it belongs to the loop that runs now
             self._limiters[is_long] = CapacityLimiter(LONG_THREADS if is_long else THREADS)
         deadline = time.monotonic() + CALL_S
         try:
             with anyio.fail_after(CALL_S):
-                return await to_thread.run_sync(
-                    work, deadline, limiter=self._limiters[is_long], abandon_on_cancel=True
-                )
+                async with self._turn(looks):
+                    return await to_thread.run_sync(
+                        work, deadline, limiter=self._limiters[is_long], abandon_on_cancel=True
+                    )
         except (*CANNOT, TimeoutError) as exc:
             if is_long and _is_late(exc):
                 raise Failure(Code.TIMEOUT, "this took too long: ask for less of it") from exc
@@ -121,6 +126,20 @@ class Store:
                 extra={"fields": {"file": str(self._path), "reason": str(exc) or "out of time"}},
             )
             raise StoreAway from exc
+
+    @asynccontextmanager
+    async def _turn(self, account: str | None) -> AsyncGenerator[None, None]:
+        """A block while which it has no other, where it is an account's."""
+        if account is None:
+            yield
+            return
+        turn = self._turns.setdefault(account, CapacityLimiter(1))
+        try:
+            async with turn:
+                yield
+        finally:
+            if not turn.borrowed_tokens:
+                self._turns.pop(account, None)
 
     def _within(self, begin: str, work: Callable[[Db], T], deadline: float) -> T:
         """Run in a thread. `deadline` ends also a statement that would take too long."""

@@ -91,7 +91,7 @@ class Webhooks:
     async def _call(self, client: httpx2.AsyncClient, hook: Hook, holder: str) -> None:
         try:
             key = await self._store.write(partial(secret_of, account=hook.account))
-            body = await self._store.look_through(lambda db: self._told(db, hook))
+            body = await self._store.look_through(hook.account, lambda db: self._told(db, hook))
             why = "the job is gone" if body is None else await self._try(client, hook, key, body)
             is_over = why is None or body is None or hook.tries >= len(AFTER_S)
             due = None if is_over else self._clock() + AFTER_S[hook.tries]

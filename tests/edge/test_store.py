@@ -134,7 +134,7 @@ async def test_long_looks_keep_nobody_else_waiting(
 
     async def look() -> None:
         try:
-            await store.look_through(lambda db: gate.wait(10))
+            await store.look_through("acme", lambda db: gate.wait(10))
         except Failure as failure:
             told.append(failure.code)
 
@@ -143,11 +143,13 @@ async def test_long_looks_keep_nobody_else_waiting(
             tasks.start_soon(look)
         await anyio.wait_all_tasks_blocked()
         await store.write(put)
+        with anyio.fail_after(5):
+            assert await store.look_through("globex", count) == 1
         gate.set()
     assert told == []
     monkeypatch.setattr(store_module, "CALL_S", 0.3)
     with pytest.raises(Failure) as caught:
-        await store.look_through(lambda db: db.execute(ENDLESS).fetchone())
+        await store.look_through("acme", lambda db: db.execute(ENDLESS).fetchone())
     assert caught.value.code is Code.TIMEOUT
     assert await store.read(count) == 1
     store.close()
