@@ -252,13 +252,13 @@ class Children:
 
     async def _start_again(self, child: Child) -> None:
         """Where the machine has no room for it, it is as dead as before."""
+        child.started = anyio.current_time()  # also in vain: that it lived long counts once
         try:
             with anyio.CancelScope(shield=True):  # else a process could start and nobody know it
                 child.process = await self._spawn(child.command)
         except OSError as exc:
             self._say(f"{child.command.name} cannot be started: {exc}")
             return
-        child.started = anyio.current_time()
         if child.retired:  # meanwhile, when there was nobody to tell
             _send(child, signal.SIGKILL)
         self._changed()

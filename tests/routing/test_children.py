@@ -164,6 +164,24 @@ async def test_one_that_cannot_be_started_again_is_tried_later(
     assert "w cannot be started: [Errno 11] no more processes" in news.lines
 
 
+async def test_one_that_lived_long_and_cannot_be_started_again_is_tried_ever_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routing.children, "FIRST_PAUSE_S", 0.01)
+    news = News()
+    async with started(news, stand_in("w", "both", tmp_path)) as children:
+        await children.wait_ready(lambda _: None, within_s=PATIENCE_S)
+        (child,) = children
+        child.started -= 2 * routing.children.LONG_LIFE_S
+        fails_at_first(children, monkeypatch, times=3)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(children.keep)
+            await is_kept(child)
+            tasks.cancel_scope.cancel()
+    pauses = [line.rpartition(" in ")[2] for line in news.lines if "again in" in line]
+    assert pauses == ["0.01 s", "0.02 s", "0.04 s", "0.08 s"]
+
+
 async def test_some_more_that_cannot_be_started_leave_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,12 +203,14 @@ async def is_kept(child: Child) -> None:
             await anyio.sleep(0.005)
 
 
-def fails_at_first(children: Children, monkeypatch: pytest.MonkeyPatch, after: int = 0) -> None:
-    """Have a start fail, as on a machine that has no room for one process more."""
+def fails_at_first(
+    children: Children, monkeypatch: pytest.MonkeyPatch, after: int = 0, times: int = 1
+) -> None:
+    """Have starts fail, as on a machine that has no room for one process more."""
     spawn, calls = children._spawn, itertools.count()
 
     async def tried(command: Command) -> Process:
-        if next(calls) == after:
+        if after <= next(calls) < after + times:
             raise OSError(errno.EAGAIN, "no more processes")
         return await spawn(command)
 
