@@ -18,7 +18,6 @@ from infire.notes import Pooling
 
 POOLING_FILE = "pooling.json"  # as `infire pull` names 1_Pooling/config.json of its source
 _MODULES_FILE = "modules.json"
-_NORMALIZE = "sentence_transformers.models.Normalize"
 _COMPUTED = ("Transformer", "Pooling", "Normalize")  # modules; one left out is another vector
 
 
@@ -169,11 +168,13 @@ def _normalized(folder: Path) -> bool:
     path = folder / _MODULES_FILE
     if not path.exists():
         return True
-    types = [module.type for module in _read(path, tuple[_Module, ...])]
-    for name in types:
-        if name.rpartition(".")[2] not in _COMPUTED:
+    modules = {
+        module.type: module.type.rpartition(".")[2] for module in _read(path, tuple[_Module, ...])
+    }
+    for name, kind in modules.items():
+        if kind not in _COMPUTED:
             raise UnsupportedModel(f"{path}: {name}; supported are {', '.join(_COMPUTED)}")
-    return _NORMALIZE in types
+    return "Normalize" in modules.values()
 
 
 T = TypeVar("T")

@@ -134,6 +134,16 @@ def test_a_module_that_is_not_computed_is_refused(folder: Path) -> None:
     assert read_encoder(folder).normalized
 
 
+@pytest.mark.parametrize("where", ["models", "sentence_transformer.models"])
+def test_modules_are_known_by_their_names_wherever_they_are(folder: Path, where: str) -> None:
+    """Later versions of sentence-transformers have moved them."""
+    modules = [{"type": f"sentence_transformers.{where}.{it}"} for it in ("Pooling", "Normalize")]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    assert read_encoder(folder).normalized
+    (folder / "modules.json").write_text(json.dumps(modules[:1]))
+    assert not read_encoder(folder).normalized
+
+
 def test_a_decoder_is_no_encoder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     assert is_encoder(folder)
     assert not is_encoder(make_folder("llama", tmp_path_factory.mktemp("llama")))
