@@ -88,8 +88,11 @@ class ResponsesStore:
         """Any process finds it once this returns."""
         if self._store is None:
             return
+        # At first, too: processes come and go. Said here, for others put theirs meanwhile.
+        looks = self._num_put[account] % self._bounds.each == 0
         self._num_put[account] += 1
-        await self._store.write(partial(self._put, account, stored, msgspec.json.encode(stored)))
+        body = msgspec.json.encode(stored)
+        await self._store.write(partial(self._put, account, stored, body, looks=looks))
 
     async def get(self, account: str, response_id: str) -> Stored | None:
         if self._store is None:
@@ -110,10 +113,10 @@ class ResponsesStore:
 
         return self._store is not None and await self._store.write(work)
 
-    def _put(self, account: str, stored: Stored, body: bytes, db: Db) -> None:
+    def _put(self, account: str, stored: Stored, body: bytes, db: Db, *, looks: bool) -> None:
         now, bounds = self._clock(), self._bounds
         db.execute(_PUT, (stored.id, account, body, now, self._forget(now)))
-        if (self._num_put[account] - 1) % bounds.each == 0:  # and at first: processes come and go
+        if looks:
             db.execute(_OVER, (account, account, bounds.most, bounds.most_bytes))
 
     def _chain(self, account: str, response_id: str, db: Db) -> list[Earlier] | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import anyio
 import pytest
 from msgspec.structs import replace
 
@@ -143,6 +144,19 @@ async def test_each_account_has_its_oldest_looked_at(path: Path, clock: Clock) -
     for account in ("a", "b"):
         kept = [n for n in range(12) if await one.get(account, f"{account}{n}")]
         assert 3 <= len(kept) <= 5, kept
+    store.close()
+
+
+async def test_what_is_put_at_once_is_looked_at_too(path: Path, clock: Clock) -> None:
+    store = Store(path)
+    one = ResponsesStore(store, clock, Bounds(most=3, each=2))
+    for number in range(10):
+        clock.now += 1
+        async with anyio.create_task_group() as tasks:
+            for name in "xy":
+                tasks.start_soon(one.put, "a", turn(f"{name}{number}"))
+    names = [f"{name}{number}" for number in range(10) for name in "xy"]
+    assert len([name for name in names if await one.get("a", name)]) <= 3 + 2
     store.close()
 
 
