@@ -21,7 +21,7 @@ from routing.errors import Code, Failure
 from routing.link import Call, Link
 
 COME_BACK_S = 5.0  # that a stream which has begun waits for a region, where none is left
-LOOK_S = 0.05  # between looks for one
+LOOK_S = 0.05  # between looks whether one that is reached may be asked again
 
 # What counts against a region. One that refuses is well, or being stopped in good order, and so is
 # one whose queue outlasts a request's budget.
@@ -55,6 +55,7 @@ class Regions(Protocol):
     def now(self) -> float: ...
     def link(self, region: str) -> Link[wire.Event]: ...
     def reached_since(self, region: str, moment: float) -> bool: ...
+    async def wait_reached(self, moment: float) -> None: ...
     def called(self, region: str) -> None: ...
     def succeeded(self, region: str) -> None: ...
     def failed(self, region: str) -> None: ...
@@ -296,7 +297,8 @@ class Answer:
         if fresh or not self.generated_ids:
             return fresh
         with anyio.move_on_after(self._lost_at + COME_BACK_S - anyio.current_time()):
-            while True:
+            while True:  # there may be thousands of these
+                await self._regions.wait_reached(self._failed_at)
                 for choice in self._able():
                     if self._regions.reached_since(choice.region, self._failed_at):
                         return choice

@@ -78,6 +78,7 @@ class Watch:
         self._clock = clock
         self._started = clock()
         self._settled = False
+        self._heard = anyio.Event()  # a report, the next
         self._seen = {
             region.name: _Seen(region=region, link=Link(region.url, secret, wire.Event))
             for region in regions
@@ -134,6 +135,11 @@ class Watch:
         """Whether its link is up, and a report has come since that moment of `now`."""
         seen = self._seen[region]
         return bool(seen.reached) and seen.link.connected and seen.reported_at > moment
+
+    async def wait_reached(self, moment: float) -> None:
+        """Until some region was `reached_since`. Wakes nobody but where a report comes."""
+        while not any(self.reached_since(region, moment) for region in self._seen):
+            await self._heard.wait()
 
     def called(self, region: str) -> None:
         seen = self._seen[region]
@@ -214,6 +220,8 @@ class Watch:
         now = self._clock()
         seen.heard(report, now=now, rtt_ms=1000 * (now - before))
         self._note_reached(seen, reached=True)
+        self._heard.set()
+        self._heard = anyio.Event()
 
     def _note_reached(self, seen: _Seen, *, reached: bool, why: str = "") -> None:
         """Log a region's coming and going, not every vain try."""

@@ -78,6 +78,7 @@ class Regions:
         self.verdicts: list[str] = []
         self.digests = dict.fromkeys(scripts, "m")
         self.looks = 0.0  # whether one is back
+        self.num_ranked = 0
 
     def link(self, region: str) -> Any:
         return self.links[region]
@@ -88,6 +89,10 @@ class Regions:
     def reached_since(self, region: str, moment: float) -> bool:
         self.looks += 1
         return self.looks > moment + 2 and self.links[region].is_there
+
+    async def wait_reached(self, moment: float) -> None:
+        while not any(self.reached_since(name, moment) for name in self.links):
+            await anyio.sleep(0.001)
 
     def called(self, region: str) -> None:
         self.verdicts.append(f"{region} called")
@@ -105,6 +110,7 @@ class Regions:
         self.verdicts.append(f"{region} draining")
 
     def choose(self) -> list[Choice]:
+        self.num_ranked += 1
         return [
             Choice(
                 region=name,
@@ -295,6 +301,7 @@ async def test_it_waits_for_a_region_as_long_as_is_said() -> None:
     with anyio.fail_after(5), pytest.raises(Failure, match="cannot be reached"):
         await regions.answer()
     assert regions.looks > 2
+    assert regions.num_ranked == 2  # none while nothing was heard of any: many may wait
 
 
 async def test_a_request_that_has_not_begun_asks_each_region_once() -> None:

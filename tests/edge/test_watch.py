@@ -130,6 +130,27 @@ async def test_a_silent_region_keeps_its_last_report_and_grows_stale() -> None:
         assert not watch.ready()
 
 
+async def test_who_waits_for_a_region_is_woken_by_its_report() -> None:
+    region, clock = CountingRegion(), Clock()
+    async with running(region), watching(region, clock=clock) as watch:
+        await until_connected(watch)
+        await watch.wait_reached(clock.now - 1)
+        woken = anyio.Event()
+
+        async def wait() -> None:
+            await watch.wait_reached(1000.0)
+            woken.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            await watch.refresh()  # at the very moment of the loss: it may be of before
+            assert not woken.is_set()
+            clock.now += 1
+            await watch.refresh()
+            with anyio.fail_after(10):
+                await woken.wait()
+
+
 async def test_a_new_edge_waits_a_little_for_all_its_regions() -> None:
     there, away, clock = CountingRegion(name="there"), CountingRegion(name="away"), Clock()
     async with running(there) as tasks, watching(there, away, clock=clock) as watch:
