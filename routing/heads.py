@@ -15,6 +15,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 MOST_HEAD_BYTES = 64 * 2**10  # and what else comes with the last of them
 HEAD_S = 60.0  # from a connection, or from a head's first byte, to its last
+_NAME = b"\r\nupgrade:"
 # To something else than a WebSocket, as Java's client asks on every plain connection (h2c).
 _OTHER_UPGRADE = re.compile(rb"\r\nupgrade(?=:)(?![^\r]*websocket)", re.IGNORECASE)
 
@@ -26,6 +27,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _in_body = False
     _num_bytes = 0  # since the last of a body, or the end of a head
     _late: asyncio.TimerHandle | None = None
+    _unread = b""  # of a head: a line that has to be whole
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -37,8 +39,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._num_bytes += len(data)
-        super().data_received(data if self._in_body else _without_upgrade(data))
-        if self._in_head and self._late is None:
+        if not self._in_body:
+            data, self._unread = _parted(self._unread + data)
+            data = _without_upgrade(data)
+        super().data_received(data)
+        if (self._in_head or self._unread) and self._late is None:
             self._wait_head()
         if self._num_bytes > MOST_HEAD_BYTES and not self.transport.is_closing():
             self._refuse()
@@ -81,6 +86,16 @@ class BoundedProtocol(HttpToolsProtocol):
             self.send_400_response(f"A request's head may have {MOST_HEAD_BYTES} bytes.")
         else:
             self.transport.abort()  # what follows a body, with an answer under way
+
+
+def _parted(data: bytes) -> tuple[bytes, bytes]:
+    """What may be read now, and what not yet: the beginning of a line that may say Upgrade."""
+    if b"\r\n\r\n" in data:
+        return data, b""
+    at = data.rfind(b"\r\n")
+    if at < 0 or not _NAME.startswith(data[at : at + len(_NAME)].lower()):
+        at = len(data) - data.endswith(b"\r")
+    return data[:at], data[at:]
 
 
 def _without_upgrade(data: bytes) -> bytes:

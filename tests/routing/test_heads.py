@@ -11,7 +11,8 @@ from anyio.abc import SocketStream
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 from routing import heads
 from tests.fakes.serving import serving
@@ -23,10 +24,16 @@ async def echo(request: Request) -> PlainTextResponse:
     return PlainTextResponse(await request.body())
 
 
+async def wait(socket: WebSocket) -> None:
+    await socket.accept()
+    await socket.receive()
+
+
 @asynccontextmanager
 async def connected() -> AsyncGenerator[SocketStream, None]:
     """A bare connection to an app that says what it is told."""
-    async with serving(Starlette(routes=[Route("/", echo, methods=["GET", "POST"])])) as url:
+    routes = [Route("/", echo, methods=["GET", "POST"]), WebSocketRoute("/", wait)]
+    async with serving(Starlette(routes=routes)) as url:
         host, port = url.removeprefix("http://").split(":")
         async with await anyio.connect_tcp(host, int(port)) as stream:
             with anyio.fail_after(20):
@@ -134,6 +141,30 @@ async def test_a_body_comes_through_where_http_2_is_offered(*, body_apart: bool)
                 await anyio.sleep(0.05)
                 await stream.send(b"hello")
             assert (await answered(stream, b"hello")).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    ("offer", "body", "told"),
+    [
+        (b"\r\nUpgrade: h2c\r\n", b"hello", b"hello"),
+        (b"\r\nUpgrade: websocket\r\n", b"", b"101 Switching Protocols"),
+    ],
+)
+async def test_an_offer_may_come_in_two_parts(offer: bytes, body: bytes, told: bytes) -> None:
+    key = b"dGhlIHNhbXBsZSBub25jZQ=="
+    head = (
+        b"%b / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: %b\r\nContent-Length: %d%bUser-Agent: x\r\n\r\n"
+    ) % (b"POST" if body else b"GET", key, len(body), offer)
+    at = head.index(offer)
+    for cut in (at + 1, at + 2, at + 6, at + 10, at + 14, at + len(offer) - 1):
+        async with connected() as stream:
+            await stream.send(head[:cut])
+            await anyio.sleep(0.005)
+            await stream.send(head[cut:] + body)
+            heard = b""
+            while told not in heard:
+                heard += await stream.receive()
 
 
 async def test_no_handshake_is_waited_for_that_cannot_be_one() -> None:
