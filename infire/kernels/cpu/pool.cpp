@@ -41,12 +41,13 @@ int64_t now() {
 
 }  // namespace
 
-Pool::Pool(int num_threads) : num_threads_(num_threads), heads_(num_threads) {
+Pool::Pool(int num_threads)
+    : num_threads_(std::clamp(num_threads, 1, MAX_THREADS)), heads_(num_threads_) {
   shared_ = static_cast<char*>(std::aligned_alloc(64, SCRATCH_BYTES));
   std::memset(shared_, 0, SCRATCH_BYTES);
-  for (int n = 0; n < num_threads; n++)
+  for (int n = 0; n < num_threads_; n++)
     scratch_.push_back(static_cast<char*>(std::aligned_alloc(64, SCRATCH_BYTES)));
-  for (int n = 1; n < num_threads; n++) threads_.emplace_back([this, n] { serve(n); });
+  for (int n = 1; n < num_threads_; n++) threads_.emplace_back([this, n] { serve(n); });
 }
 
 Pool::~Pool() {

@@ -10,7 +10,9 @@
 namespace infire {
 
 constexpr std::size_t SCRATCH_BYTES = 2 << 20;  // a thread's own
-constexpr int MAX_THREADS = 64;
+// Of a pool: a byte says how many a pass has. Even, so that what an operation keeps of each is
+// a multiple of 64 bytes.
+constexpr int MAX_THREADS = 254;
 
 struct alignas(64) Head {
   std::atomic<int64_t> next{0};  // of a thread's part of the items: how many are taken

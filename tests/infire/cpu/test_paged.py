@@ -106,7 +106,7 @@ class Case:
             out=address(out),
             ld_out=out.shape[1],
         )
-        library(march).run(Tape([(Kind.ATTENTION, args)]), num_threads=threads)
+        library(march, max(threads, 2)).run(Tape([(Kind.ATTENTION, args)]), num_threads=threads)
         assert alive
         return tensor(out, self.heads * self.size)
 
@@ -152,6 +152,15 @@ def test_a_tokens_attention_is_the_same_in_any_step(window: int | None, march: s
         part = Case([(0, 300)], window=window)
         part.spans, part.qkv = [(start, new)], whole.qkv[start : start + new]
         assert np.array_equal(bits(part.attend(march)), expected[start : start + new])
+
+
+@pytest.mark.parametrize("threads", [128, 256, 300])
+def test_any_number_of_threads_computes_the_same(threads: int) -> None:
+    """As many as large machines have cores, over more items than are split up for a few."""
+    case = Case([(200, 1)] * 300, heads=1, kv_heads=1)
+    expected = bits(case.attend("native"))
+    for _ in range(3):
+        assert np.array_equal(bits(case.attend("native", threads=threads)), expected)
 
 
 @pytest.mark.parametrize("march", MARCHES)
