@@ -224,7 +224,10 @@ class Launch:
                 for child in self._children
             ),
         )
-        say_running(ready.folder, fleet)
+        try:
+            say_running(ready.folder, fleet)
+        except OSError as exc:  # as where the disk is full: no reason to end what runs
+            self._screen.say(f"{ready.folder} cannot be written, so fleet status is behind: {exc}")
 
 
 async def _act_when_told(signals: AsyncIterator[signal.Signals], act: Callable[[], None]) -> None:

@@ -87,6 +87,10 @@ def running_fleet(state: Path) -> RunningFleet:
 def _replace(path: Path, content: bytes) -> None:
     """Readers see the old file or the new one, never half of either."""
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    Path(draft).replace(path)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(draft).replace(path)
+    except OSError:
+        Path(draft).unlink()
+        raise

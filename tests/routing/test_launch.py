@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,6 +132,27 @@ def test_ctrl_c_while_starting_leaves_nobody(tmp_path: Path) -> None:
         launcher.send_signal(signal.SIGINT)
         launcher.communicate(timeout=STOP_S)
     assert launcher.returncode == 130
+    assert not alive(fleet)
+
+
+@pytest.mark.system
+def test_a_folder_that_takes_no_more_ends_nothing(tmp_path: Path) -> None:
+    with launched(tmp_path, "edge-0", "weur-both-0") as launcher:
+        fleet = running(tmp_path)
+        read_to(launcher, "token: ")
+        latest = tmp_path / "state" / "run" / "latest"
+        latest.unlink()
+        (latest / "in the way").mkdir(parents=True)
+        psutil.Process(fleet.processes[1].pid).kill()
+        assert launcher.stderr is not None
+        while "cannot be written" not in (line := launcher.stderr.readline()):
+            assert line
+        assert launcher.poll() is None
+        assert not list(latest.parent.glob(".latest.*"))
+        shutil.rmtree(latest)
+        launcher.send_signal(signal.SIGINT)
+        launcher.communicate(timeout=STOP_S)
+    assert launcher.returncode == 0
     assert not alive(fleet)
 
 
