@@ -25,7 +25,7 @@ from routing.keys import create_key
 from routing.layout import Ground, lay_out
 from routing.paths import Paths
 from routing.preflight import GB, LEAST_MEMORY_BYTES, SMALL_MEMORY_BYTES
-from routing.runs import RunningFleet, RunningProcess, new_run, say_running, say_stopped
+from routing.runs import RunningFleet, RunningProcess, held, new_run, say_running, say_stopped
 from routing.scale import Scaler
 from routing.screen import Screen
 from routing.secret import make_secret, read_secret
@@ -136,7 +136,7 @@ class Launch:
     async def run(self) -> int:
         """Start, show the first answer, stay until told to stop, stop. The exit code."""
         told = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        with anyio.open_signal_receiver(*told) as signals:
+        with held(self._prepared.folder), anyio.open_signal_receiver(*told) as signals:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_act_when_told, signals, tasks.cancel_scope.cancel)
                 try:

@@ -1,15 +1,18 @@
 """Runs of a fleet on this machine: a folder each, and which one is running now.
 
 state/run/ID/   fleet.json (what is running), edge.json (what the edge reads), secret, logs/
+                lock: its launcher holds it, however it ends
 state/run/latest    ID of the run that is up, gone after a clean stop
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from msgspec import Struct
 from routing.region import Role
 
 FILE = "fleet.json"
+LOCK = "lock"
 
 
 class RunningProcess(Struct, frozen=True, kw_only=True):
@@ -65,12 +69,35 @@ def say_running(folder: Path, fleet: RunningFleet) -> None:
     _replace(folder.parent / "latest", folder.name.encode())
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """The run is one that is up, until its launcher leaves this, or dies."""
+    with (folder / LOCK).open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def say_stopped(folder: Path) -> None:
-    """No longer the latest, unless another run has become it since."""
+    """No longer the latest, unless another run has become it since: that is the newest still up."""
     latest = folder.parent / "latest"
     with suppress(FileNotFoundError):
-        if latest.read_text() == folder.name:
+        if latest.read_text() != folder.name:
+            return
+        others = (it for it in folder.parent.glob(f"*/{LOCK}") if it.parent != folder)
+        up = max((it.parent.name for it in others if _is_held(it)), default=None)
+        if up is None:
             latest.unlink()
+        else:
+            _replace(latest, up.encode())
+
+
+def _is_held(lock: Path) -> bool:
+    with lock.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def running_fleet(state: Path) -> RunningFleet:

@@ -21,6 +21,7 @@ from routing.runs import (
     NoFleet,
     RunningFleet,
     RunningProcess,
+    held,
     new_run,
     running_fleet,
     say_running,
@@ -138,4 +139,19 @@ def test_the_latest_run_is_found_until_it_stops(tmp_path: Path) -> None:
     assert running_fleet(tmp_path).run == second.name
     say_stopped(second)
     with pytest.raises(NoFleet, match="no fleet is running"):
+        running_fleet(tmp_path)
+
+
+def test_of_two_runs_the_one_that_goes_on_is_found(tmp_path: Path) -> None:
+    first, second, killed = (new_run(tmp_path) for _ in range(3))
+    with held(killed):
+        say_running(killed, fleet(killed))
+    with held(first):
+        say_running(first, fleet(first))
+        with held(second):
+            say_running(second, fleet(second))
+            say_stopped(second)
+        assert running_fleet(tmp_path).run == first.name
+        say_stopped(first)
+    with pytest.raises(NoFleet):
         running_fleet(tmp_path)
