@@ -27,8 +27,11 @@ from routing.region import Place
 
 class Places:
     def __init__(self, trusted: Iterable[str] = LOOPBACK, database: Path | None = None) -> None:
-        """ValueError on a malformed network or database, OSError on one that cannot be read."""
-        self._trusted = TrustedProxies(trusted)
+        """ValueError that names the setting, on a malformed network or a database that is none."""
+        try:
+            self._trusted = TrustedProxies(trusted)
+        except ValueError as exc:
+            raise ValueError(f"trusted_proxies: {exc}") from exc
         table = tomllib.loads((files("routing") / "data" / "countries.toml").read_text())
         self._countries = parse_countries(table)
         self._database = _open(database) if database else None
@@ -63,5 +66,7 @@ class Places:
 def _open(path: Path) -> maxminddb.Reader:
     try:
         return maxminddb.open_database(path)
+    except OSError as exc:
+        raise ValueError(f"geo_db: {path} cannot be read: {exc.strerror}") from exc
     except maxminddb.InvalidDatabaseError as exc:
-        raise ValueError(f"{path} is no .mmdb database: {exc}") from exc
+        raise ValueError(f"geo_db: {path} is no .mmdb database: {exc}") from exc

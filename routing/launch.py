@@ -86,7 +86,7 @@ def prepare(
 ) -> Prepared:
     """Everything short of starting: folder, secret, key, sockets, command lines.
 
-    NoKey, or OSError of a host that is none of this machine's.
+    NoKey, FleetFileError of a host that is none of this machine's, or OSError.
     """
     folder = new_run(settings.paths.state)
     ground = Ground(

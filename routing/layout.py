@@ -14,7 +14,7 @@ from pathlib import Path
 
 from routing.children import Command, bind
 from routing.drain import GRACE_S
-from routing.fleetfile import Device, FleetFile, RegionRow, WorkerRow, resolved
+from routing.fleetfile import Device, FleetFile, FleetFileError, RegionRow, WorkerRow, resolved
 from routing.region import Role
 
 LOOPBACK = "127.0.0.1"
@@ -68,8 +68,14 @@ class Ground:
 
 
 def lay_out(fleet: FleetFile, ground: Ground) -> list[Command]:
-    """Every process of the fleet, the edge first; writes the fleet file that the edge reads."""
-    at = _listen(fleet.edge.host, fleet.edge.port, "the edge", ground.say)
+    """Every process of the fleet, the edge first; writes the fleet file that the edge reads.
+
+    FleetFileError for a host that is none of this machine's.
+    """
+    try:
+        at = _listen(fleet.edge.host, fleet.edge.port, "the edge", ground.say)
+    except OSError as exc:
+        raise FleetFileError(f"edge: host: {exc.strerror}") from exc
     words = ["edge", "serve", "--fleet", str(ground.edge_file)]
     words += ["--keys-dir", str(ground.keys_dir), "--cache-dir", str(ground.cache_dir)]
     words += ["--ledger", str(ground.usage_dir / "ledger.sqlite")]

@@ -11,7 +11,7 @@ import pytest
 
 import edge.settings as edge_settings
 from routing.children import Command
-from routing.fleetfile import DATA, read_fleet
+from routing.fleetfile import DATA, FleetFileError, read_fleet
 from routing.layout import Ground, lay_out
 from routing.ledgers import found_files
 
@@ -169,3 +169,15 @@ def test_a_port_in_use_is_said_with_the_one_taken(
     taken = commands[0].url.rpartition(":")[2]
     assert said == [f"Port {port} is in use: the edge listens on {taken}"]
     close(commands)
+
+
+def test_a_host_that_is_not_ours_is_named_with_its_field(
+    tmp_path: Path, ground: Callable[..., Ground]
+) -> None:
+    path = tmp_path / "fleet.toml"
+    path.write_text(
+        '[fleet]\nmodel = "@cf/m"\n[edge]\nhost = "192.0.2.7"\n[[region]]\nname = "oc"\n'
+        '[[region.worker]]\nrole = "both"\n'
+    )
+    with pytest.raises(FleetFileError, match=r"edge: host: .*192\.0\.2\.7"):
+        lay_out(read_fleet(path), ground())
