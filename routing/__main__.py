@@ -135,12 +135,14 @@ def scale(
 
 
 def _counts(words: list[str]) -> dict[str, int]:
-    """`prefill=2` as a number by role; ValueError says which is not like that."""
-    counts = {}
+    """`prefill=2` as a number by role; ValueError says which is not like that, or comes twice."""
+    counts: dict[str, int] = {}
     for word in words:
         role, _, number = word.partition("=")
         if not role or not number.isdecimal():
             raise ValueError(f"{word!r} is not like prefill=2")
+        if role in counts:
+            raise ValueError(f"{role} is there twice")
         counts[role] = int(number)
     return counts
 

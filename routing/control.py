@@ -61,7 +61,11 @@ async def listen(
 async def ask(address: str, asked: Asked) -> Answered:
     """What the launcher at `address` answers, however long it takes. OSError when it is gone."""
     host, _, port = address.rpartition(":")
-    async with await anyio.connect_tcp(host, int(port)) as stream:
+    try:
+        connected = await anyio.connect_tcp(host, int(port))
+    except OSError as exc:
+        raise OSError(f"the launcher does not answer at {address}: start it by fleet up") from exc
+    async with connected as stream:
         await stream.send(msgspec.json.encode(asked) + b"\n")
         try:
             line = await BufferedByteReceiveStream(stream).receive_until(b"\n", MOST_BYTES)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from routing.runs import RunningFleet, new_run, say_running
+
 pytestmark = pytest.mark.system
 
 
@@ -37,6 +39,37 @@ def test_a_fleet_file_with_a_mistake_starts_nothing(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert f"{path}: region 1 (weur): object missing required field `worker`" in done.stderr
     assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["prefill"], "'prefill' is not like prefill=2"),
+        (["decode=1", "decode=-1"], "'decode=-1' is not like prefill=2"),
+        (["decode=1", "decode=2"], "decode is there twice"),
+    ],
+)
+def test_counts_that_say_no_number_change_nothing(
+    tmp_path: Path, words: list[str], said: str
+) -> None:
+    folder = new_run(tmp_path / "state")
+    (folder / "secret").write_text("a-secret")
+    say_running(
+        folder,
+        RunningFleet(
+            run=folder.name,
+            launcher=1,
+            model="@cf/m",
+            secret_file=str(folder / "secret"),
+            keys_dir="",
+            logs="",
+            control="127.0.0.1:9",
+            processes=(),
+        ),
+    )
+    done = fleet(tmp_path, "scale", "weur", *words)
+    assert done.returncode == 1
+    assert done.stderr.strip() == said
 
 
 def test_an_unknown_model_is_named(tmp_path: Path) -> None:

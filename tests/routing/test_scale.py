@@ -270,3 +270,5 @@ async def test_the_launcher_answers_who_knows_the_secret() -> None:
             await stream.send(b"nonsense\n")
             assert b"not understood" in await stream.receive()
         tasks.cancel_scope.cancel()
+    with pytest.raises(OSError, match="the launcher does not answer at 127"):
+        await ask(at, asked)
