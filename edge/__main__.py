@@ -196,14 +196,16 @@ def revoke(
 
 @key.command(name="list")
 def list_keys(*, keys_dir: KeysDir = HERE.config / "keys") -> None:
-    """Every key issued here: id, account, expiry, state."""
+    """Every key issued here: id, account, expiry, state, and limits and priority if it has any."""
     from edge import keys
 
     now = datetime.now(UTC)
     for issued in keys.listing(keys_dir):
         expires = datetime.fromtimestamp(issued.expires, UTC)
         state = "revoked" if issued.revoked else "expired" if expires <= now else "good"
-        print(f"{issued.jti}  {issued.account:24}  {expires:%Y-%m-%d}  {state}")
+        more = [*issued.limits, *([f"priority {issued.priority}"] if issued.priority else [])]
+        row = [issued.jti, f"{issued.account:24}", f"{expires:%Y-%m-%d}", state, *more]
+        print("  ".join(row))
 
 
 def main() -> None:

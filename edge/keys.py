@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import serialization as pem
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from msgspec import Struct
 
-from edge.limits import parse_limit
+from edge.limits import check_name, parse_limit
 
 ACCOUNT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 RUN = "ai:run"  # the scope that lets a key run models
@@ -79,6 +79,8 @@ def create(
         raise ValueError(f"account id {account!r} must be 1 to 64 letters, digits, '-' or '_'")
     if not 1 <= days <= _MAX_DAYS:
         raise ValueError(f"a key must last 1 to {_MAX_DAYS} days, not {days}")
+    for text in grant.limits:
+        check_name(parse_limit(text))
     signing = _signing_key(folder)
     created = int(now)
     issued = Issued(

@@ -81,6 +81,8 @@ WORKERS_AI = (
     Limit("neurons", 10_000, "day"),
 )
 PRESETS: dict[str, tuple[Limit, ...]] = {"off": (), "workers-ai": WORKERS_AI}
+TASKS = tuple(it.name for it in WORKERS_AI if not it.is_amount and not it.name.startswith("@"))
+_MODEL = re.compile(r"@[\w.-]+/[\w.-]+/[\w.-]+")  # as catalogues have them
 
 
 def parse_limit(text: str) -> Limit:
@@ -96,6 +98,13 @@ def parse_limit(text: str) -> Limit:
     if limit.most > MOST_COUNTED or not limit.most.is_integer():
         raise ValueError(f"{text!r}: must be a whole number up to {MOST_COUNTED:,}")
     return limit
+
+
+def check_name(limit: Limit) -> None:
+    """ValueError for a name that no request has, which would limit nothing."""
+    known = ("requests", *sorted(AMOUNTS), *TASKS)
+    if limit.name not in known and not _MODEL.fullmatch(limit.name):
+        raise ValueError(f"'{limit}': {limit.name} is no model and none of {', '.join(known)}")
 
 
 def rules_of(

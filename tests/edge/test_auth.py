@@ -87,6 +87,12 @@ class TestKeys:
         with pytest.raises(ValueError, match="chmod 600"):
             create(folder)
 
+    @pytest.mark.parametrize("name", ["text-genration", "token", "@cf/meta", "request"])
+    def test_a_limit_that_would_limit_nothing_is_refused(self, folder: Path, name: str) -> None:
+        with pytest.raises(ValueError, match=f"'{name}=5/min': {name} is no model and none of"):
+            create(folder, grant=keys.Grant(limits=(f"{name}=5/min",)))
+        assert not folder.exists()
+
     def test_later_keys_are_signed_by_the_same_key(self, folder: Path, clock: Clock) -> None:
         before = create(folder)
         (pem_file,) = (folder / "public").iterdir()

@@ -44,6 +44,10 @@ def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
     [row] = edge(tmp_path, "key", "list").stdout.splitlines()
     assert row.split()[0] == jti
     assert row.endswith("revoked")
+    limits = ("--limit", "requests=5/min", "--limit", "usd=2/month", "--priority", "-1")
+    assert edge(tmp_path, "key", "create", "--account", "acme", *limits).returncode == 0
+    _, row = edge(tmp_path, "key", "list").stdout.splitlines()
+    assert row.endswith("  good  requests=5/min  usd=2/month  priority -1")
 
 
 @pytest.mark.parametrize(
