@@ -24,6 +24,7 @@ from routing.ledgers import reconcile as reconciled
 from routing.paths import paths
 from routing.preflight import free_memory_bytes, usable_cores
 from routing.pull import PullFailed, pull_model
+from routing.region import Task
 from routing.rows import CANNOT as UNREADABLE
 from routing.runs import NoFleet, running_fleet
 from routing.screen import Screen
@@ -72,7 +73,9 @@ def up(
         layout = read_fleet(path)
         folder = model_dir or _pull(layout.fleet.model, catalogue)
         others = {model: _pull(model, catalogue) for model in layout.other_models}
-        prepared = prepare(settings, layout, folder, screen.say, other_dirs=others)
+        row = load_catalogue(catalogue).rows.get(layout.fleet.model)
+        task: Task = row.task if row else "text-generation"
+        prepared = prepare(settings, layout, folder, screen.say, other_dirs=others, task=task)
         code = anyio.run(Launch(settings, prepared, screen).run)
     except CANNOT as exc:
         _fail(str(exc))

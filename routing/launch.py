@@ -25,6 +25,7 @@ from routing.keys import create_key
 from routing.layout import Ground, lay_out
 from routing.paths import Paths
 from routing.preflight import GB, LEAST_MEMORY_BYTES, SMALL_MEMORY_BYTES
+from routing.region import Task
 from routing.runs import RunningFleet, RunningProcess, held, new_run, say_running, say_stopped
 from routing.scale import Scaler
 from routing.screen import Screen
@@ -83,6 +84,7 @@ def prepare(
     say: Callable[[str], None],
     *,
     other_dirs: Mapping[str, Path] = MappingProxyType({}),
+    task: Task = "text-generation",
 ) -> Prepared:
     """Everything short of starting: folder, secret, key, sockets, command lines.
 
@@ -105,7 +107,7 @@ def prepare(
     key = create_key(settings.keys_dir, settings.environ, ACCOUNT)
     commands = lay_out(fleet, ground)
     model = fleet.fleet.model
-    caller = Caller(edge_url=commands[0].url, account=ACCOUNT, key=key, model=model)
+    caller = Caller(edge_url=commands[0].url, account=ACCOUNT, key=key, model=model, task=task)
     return Prepared(
         folder=folder,
         secret_file=ground.secret_file,
@@ -189,7 +191,7 @@ class Launch:
             await self._children.keep()
 
     async def _show_first_run(self) -> None:
-        asked = msgspec.json.encode(body()).decode()
+        asked = msgspec.json.encode(body(self._prepared.caller.task)).decode()
         self._screen.result(f'\nrun("{self._prepared.model}", {asked})\n')
         outcome = await first_run(self._prepared.caller, partial(self._screen.result, end=""))
         self._screen.result("\n")
