@@ -27,6 +27,7 @@ from origin_gpu.settings import (
 from origin_gpu.waits import MAX_WAIT_S
 from routing import logs
 from routing.drain import GRACE_S
+from routing.secret import read_secret
 
 app = typer.Typer(
     add_completion=False,
@@ -52,8 +53,19 @@ def configure(
     context: typer.Context,
     config: Annotated[Path | None, typer.Option(help="TOML file with flags.")] = None,
 ) -> None:
-    if config is not None:
+    if config is None:
+        return
+    try:
         context.default_map = tomllib.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:  # tomllib's errors are ValueErrors
+        raise typer.BadParameter(f"{config}: {exc}", param_hint="--config") from exc
+
+
+def _check_secret(path: Path) -> None:
+    try:
+        read_secret(path)
+    except (OSError, ValueError) as exc:
+        raise typer.BadParameter(str(exc), param_hint="--secret-file") from exc
 
 
 @app.command()
@@ -87,6 +99,7 @@ def front(  # noqa: PLR0913  one parameter a flag
         workers = tuple(parse_worker(text) for text in worker)
     except ValueError as exc:
         raise typer.BadParameter(str(exc), param_hint="--worker") from exc
+    _check_secret(secret_file)
     logs.start(name)
     run(
         FrontSettings(
@@ -158,6 +171,7 @@ def worker(  # noqa: PLR0913  one parameter a flag
         ways = parse_ways(kv_ways)
     except ValueError as exc:
         raise typer.BadParameter(str(exc), param_hint="--kv-ways") from exc
+    _check_secret(secret_file)
     logs.start(name)
     code = run(
         WorkerSettings(

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Generator
@@ -40,12 +41,18 @@ STOP_S = 4.5  # after a drain is over, a process is gone in this, whatever it st
 
 
 def listening_socket(host: str, port: int, fd: int | None = None) -> socket.socket:
-    """The listening socket inherited as `fd`; without one, a new one on host and port (0: any)."""
+    """The listening socket inherited as `fd`; without one, a new one on host and port (0: any).
+
+    Where there is no such host, or the port is taken, the process ends and says so.
+    """
     if fd is not None:
         listener = socket.socket(fileno=fd)
     else:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family, backlog=2048)
+        try:
+            listener = socket.create_server((host, port), family=family, backlog=2048)
+        except OSError as exc:
+            sys.exit(f"--host {host} --port {port}: {exc.strerror}")
     # Its connections inherit what is set here. asyncio sets this one where it knows a socket's
     # protocol, which it does not of a new one's: head and body of an answer would be 40 ms apart.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -97,6 +97,36 @@ def test_a_journal_that_cannot_be_one_is_told_in_a_line(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("config", "flags", "said"),
+    [
+        ("", ["--secret-file", "none"], "--secret-file: [Errno 2]"),
+        ("", ["--secret-file", "config.toml"], "holds no usable secret"),
+        ("x = ", [], "--config: config.toml: Invalid value"),
+        ("", ["--host", "192.0.2.7"], "--host 192.0.2.7 --port 0: "),
+    ],
+)
+def test_what_it_cannot_start_with_is_told_in_words(
+    tmp_path: Path, config: str, flags: list[str], said: str
+) -> None:
+    make_secret(tmp_path / "secret")
+    (tmp_path / "config.toml").write_text(config)
+    words = ["--name", "f", "--region", "r", "--worker", "w=both@http://h:1"]
+    words = [*words, "--secret-file", "secret", *flags]
+    done = subprocess.run(
+        [sys.executable, "-m", "origin_gpu", "--config", "config.toml", "front", *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.returncode in {1, 2}
+    assert said in " ".join(done.stderr.replace("│", " ").split())
+    assert "Traceback" not in done.stderr
+
+
 def test_a_worker_it_cannot_read_is_a_usage_error() -> None:
     words = ("--name", "f", "--region", "r", "--secret-file", "s", "--worker", "w=boss@http://h:1")
     done = subprocess.run(
