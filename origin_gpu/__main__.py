@@ -7,7 +7,6 @@ What is on the command line goes first, then the environment, then the file.
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import tomllib
@@ -27,6 +26,7 @@ from origin_gpu.settings import (
 from origin_gpu.waits import MAX_WAIT_S
 from routing import logs
 from routing.drain import GRACE_S
+from routing.preflight import usable_cores
 from routing.secret import read_secret
 
 app = typer.Typer(
@@ -154,9 +154,7 @@ def worker(  # noqa: PLR0913  one parameter a flag
         Path | None, typer.Option(help="And in files, which a restart finds.", file_okay=False)
     ] = None,
     disk_cache_bytes: Annotated[int, typer.Option(help="Of these.", min=0)] = 8 << 30,
-    threads: Annotated[int, typer.Option(help="Of the engine on a CPU.", min=1)] = (
-        os.cpu_count() or 1
-    ),
+    threads: Annotated[int, typer.Option(help="Of the engine on a CPU.", min=1)] = usable_cores(),
     kv_ways: Annotated[
         str, typer.Option(help="How KV may go, best first: shared, nixl; tcp always.")
     ] = "shared",

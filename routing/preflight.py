@@ -88,10 +88,12 @@ def free_disk_bytes(folder: Path) -> int:
 
 
 def usable_cores() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores this process may run on, no more than a container's share of them."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))
+    share = cgroup_cores(Path("/sys/fs/cgroup"))
+    return cores if share is None else min(cores, share)
 
 
 def nvidia_answers() -> bool:
@@ -136,6 +138,15 @@ def cgroup_free_bytes(folder: Path) -> int | None:
         return None
     cache = re.search(r"^inactive_file (\d+)", stat, re.MULTILINE)
     return int(limit) - used + (int(cache[1]) if cache else 0)
+
+
+def cgroup_cores(folder: Path) -> int | None:
+    """The time of so many cores a version 2 control group leaves us, rounded up. None: no limit."""
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
+        return None if quota == "max" else max(1, -(-int(quota) // int(period)))
+    except (OSError, ValueError):
+        return None
 
 
 def _output(command: Sequence[str]) -> str:

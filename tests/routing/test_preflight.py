@@ -11,6 +11,7 @@ from routing.install import CPU_INDEX, torch_attempts
 from routing.preflight import (
     GB,
     Machine,
+    cgroup_cores,
     cgroup_free_bytes,
     free_disk_bytes,
     lacking,
@@ -82,6 +83,18 @@ def test_a_container_has_what_its_limit_leaves(tmp_path: Path) -> None:
     assert cgroup_free_bytes(tmp_path) == 400
     (tmp_path / "memory.max").write_text("max\n")
     assert cgroup_free_bytes(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "cores"),
+    [("max 100000\n", None), ("200000 100000\n", 2), ("150000 100000\n", 2), ("5000 100000", 1)],
+)
+def test_a_container_has_the_cores_of_its_share(
+    tmp_path: Path, said: str, cores: int | None
+) -> None:
+    assert cgroup_cores(tmp_path) is None
+    (tmp_path / "cpu.max").write_text(said)
+    assert cgroup_cores(tmp_path) == cores
 
 
 def test_disk_of_a_folder_that_is_yet_to_be_made(tmp_path: Path) -> None:
