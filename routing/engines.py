@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-WHY = b"computing on "  # how an engine begins to say why it computes where it does
+# How an engine begins to say why it computes where it does, and with what.
+WHY = (b"computing on ", b"computing with ")
 
 
 class _EngineUp(Struct):
@@ -21,15 +22,16 @@ class _EngineUp(Struct):
 
 
 def engine_lines(logs: Iterable[Path]) -> list[str]:
-    """Device, type, threads, and why this device: a line for all engines that say the same."""
+    """Device, type, threads, and why these: a line for all engines that say the same."""
     found: dict[str, None] = {}
     for log in logs:
-        why = ""
+        why: list[str] = []
         for line in log.read_bytes().splitlines():
             if line.startswith(WHY):
-                why = f" ({line.decode(errors='replace')})"
+                why.append(line.decode(errors="replace"))
             elif up := _engine_up(line):
-                found[f"{up.device}, {up.dtype}, {up.threads} threads{why}"] = None
+                words = f"{up.device}, {up.dtype}, {up.threads} threads"
+                found[f"{words} ({'; '.join(why)})" if why else words] = None
     return list(found)
 
 
