@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,6 +33,7 @@ STAGES: tuple[tuple[Role, ...], ...] = (("edge",), ("front",), ("prefill", "deco
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0  # before a process is started again
 LONG_LIFE_S = 60.0  # after which a death is not one of a series
 TAIL_LINES = 15
+FULL_BYTES = 1 << 16  # a disk with less takes no log
 
 
 class DiedStarting(Exception):
@@ -314,5 +316,7 @@ def _obituary(child: Child) -> str:
     code = child.process.returncode
     assert code is not None
     lines = child.command.log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
-    said = "\n".join(f"    {line}" for line in lines) or "    (it wrote nothing)"
+    full = shutil.disk_usage(child.command.log.parent).free < FULL_BYTES
+    nothing = "(it wrote nothing: the disk is full)" if full else "(it wrote nothing)"
+    said = "\n".join(f"    {line}" for line in lines or [nothing])
     return f"{child.command.name} ended while starting ({_how(code)}). {child.command.log}:\n{said}"

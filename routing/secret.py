@@ -32,6 +32,8 @@ def make_secret(path: Path) -> str:
         os.link(draft, path)  # unlike a rename, it never replaces a secret already in use
     except FileExistsError:
         pass
+    except OSError as exc:  # which names no file where there is no room for it
+        raise OSError(exc.errno, exc.strerror, str(path)) from exc
     finally:
         draft.unlink()
     return read_secret(path)

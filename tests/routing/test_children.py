@@ -7,6 +7,7 @@ import itertools
 import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -72,6 +73,23 @@ async def test_a_process_that_is_never_ready_is_named(tmp_path: Path) -> None:
     async with started(News(), stand_in("slow", "both", tmp_path, "never-ready")) as children:
         with pytest.raises(DiedStarting, match="not ready within 1 s: slow"):
             await children.wait_ready(lambda _: None, within_s=1)
+
+
+async def test_a_death_that_a_full_disk_keeps_quiet_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routing.children, "FULL_BYTES", 1 << 62)  # as if the disk had less
+    quiet = Command(
+        name="a",
+        region="weur",
+        role="front",
+        words=[sys.executable, "-c", "raise SystemExit(1)"],
+        listener=bind("127.0.0.1", 0),
+        log=tmp_path / "a.log",
+    )
+    async with started(News(), quiet) as children:
+        with pytest.raises(DiedStarting, match="it wrote nothing: the disk is full"):
+            await children.wait_ready(lambda name: None, within_s=PATIENCE_S)
 
 
 async def test_a_process_that_dies_is_started_again_at_the_same_address(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,6 +35,18 @@ def test_processes_that_make_it_at_once_all_get_the_same(tmp_path: Path) -> None
         made = list(pool.map(lambda _: make_secret(tmp_path / "secret"), range(64)))
     assert len(set(made)) == 1
     assert [it.name for it in tmp_path.iterdir()] == ["secret"]
+
+
+def test_a_disk_without_room_is_named_by_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*secret'"):
+        make_secret(tmp_path / "secret")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("content", ["", "\n", " \n", "two\nlines", "sécret"])
