@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from routing.geo import LOOPBACK
 from routing.region import Place, Region
 
 Compat = Literal["better", "workers-ai"]
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\sA-Z]+")  # as browsers write them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +89,10 @@ class Fleet(Struct, frozen=True, kw_only=True):
 
 
 def settings_of(fleet: Fleet, flags: Mapping[str, Any], **given: Any) -> Settings:
-    """Defaults, over which goes what the fleet file says, over which go the flags."""
+    """Defaults, over which goes what the fleet file says, over which go the flags.
+
+    ValueError for an origin that no browser would send.
+    """
     table = {
         name: value
         for name in EdgeTable.__struct_fields__
@@ -97,7 +102,11 @@ def settings_of(fleet: Fleet, flags: Mapping[str, Any], **given: Any) -> Setting
         del table["trusted_proxies"]
     if "geo_db" in table:
         table["geo_db"] = Path(table["geo_db"]).expanduser()
-    return Settings(regions=fleet.regions, **given, **(table | dict(flags)))
+    settings = Settings(regions=fleet.regions, **given, **(table | dict(flags)))
+    for origin in settings.cors_origins:
+        if not _ORIGIN.fullmatch(origin):
+            raise ValueError(f"cors_origins: {origin!r} is not * and not like https://example.com")
+    return settings
 
 
 def read_fleet(path: Path) -> Fleet:

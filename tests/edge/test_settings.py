@@ -49,6 +49,16 @@ def test_flags_go_before_the_file_and_the_file_before_defaults(tmp_path: Path) -
     assert made(path, budget_s=5.0).budget_s == 5.0
 
 
+@pytest.mark.parametrize("origin", ["example.com", "https://example.com/", "https://Example.com"])
+def test_an_origin_that_no_browser_sends_is_named(tmp_path: Path, origin: str) -> None:
+    path = tmp_path / "fleet.toml"
+    path.write_text(TOML)
+    with pytest.raises(ValueError, match=f"cors_origins: '{origin}' is not"):
+        made(path, cors_origins=(origin,))
+    good = ("*", "null", "http://127.0.0.1:3000", "https://a.example", "chrome-extension://abc")
+    assert made(path, cors_origins=good).cors_origins == good
+
+
 def test_json_says_the_same(tmp_path: Path) -> None:
     path = tmp_path / "edge.json"
     path.write_text(json.dumps({"edge": {"trusted_proxies": []}, "region": [ROW]}))
