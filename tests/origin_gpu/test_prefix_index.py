@@ -105,7 +105,7 @@ def test_a_worker_with_much_is_forgotten_at_once_and_tidied_away_bit_by_bit(
     index = told("a", *KEYS)
     index.hear("b", CacheNews(0, KEYS[:1]))
     index.forget("a")
-    assert index.num_keys == 3
+    assert index.num_keys in {3, 4}  # two have been looked at, and what "b" has stays
     assert found(index, "a", "b") == {"a": 0, "b": 1}
     index.hear("a", CacheNews(0, KEYS[2:]))  # it is back, under another bit
     index.check()
