@@ -286,6 +286,7 @@ async def stopped_at_its_first_step(link: EngineLink, stop: Callable[[Step], Non
         await run.wait_finished()
 
 
+@pytest.mark.slow
 async def test_an_engine_that_says_nothing_for_too_long_is_ended_and_replaced() -> None:
     """Stopped, it says nothing, and it would never end by itself."""
     link = EngineLink((*COUNTING, "--step-s", "0.01"), stuck_s=2.5)  # it beats once a second

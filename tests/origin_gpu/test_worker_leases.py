@@ -51,6 +51,7 @@ async def test_two_tries_of_one_request_are_told_apart(tmp_path: Path) -> None:
             assert ids(await p.ask(request)) == [66, 67, 68, 69]
 
 
+@pytest.mark.slow
 async def test_a_collector_at_work_keeps_the_lease(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

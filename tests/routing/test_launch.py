@@ -114,6 +114,7 @@ def test_a_second_ctrl_c_waits_for_no_answer(tmp_path: Path) -> None:
     assert not alive(fleet)
 
 
+@pytest.mark.slow
 @pytest.mark.system
 def test_it_waits_no_longer_than_the_fleets_grace(tmp_path: Path) -> None:
     with launched(tmp_path, "edge-0=slow", "weur-both-0", "--grace-s=0.5") as launcher:

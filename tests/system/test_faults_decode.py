@@ -234,6 +234,7 @@ WORDS: list[Callable[[Pair, Callable[[int], None]], Awaitable[None]]] = [
 ]
 
 
+@pytest.mark.slow
 async def test_words_lost_doubled_late_or_of_strangers_do_no_harm(tmp_path: Path) -> None:
     """Case 4: each in turn, and after each the next hand-over is as it should be."""
     shape = Shape(worker_flags=("--kv-ways", "tcp", "--lease-s", str(LEASE_S)))

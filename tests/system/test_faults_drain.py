@@ -98,7 +98,10 @@ def assert_whole(heard: Sequence[Heard], num_tokens: int = NUM_TOKENS) -> None:
         assert one.usage["completion_tokens"] == num_tokens
 
 
-@pytest.mark.parametrize("name", ["weur-decode", "weur-front", "edge"])
+@pytest.mark.parametrize(
+    "name",
+    ["weur-decode", *(pytest.param(it, marks=pytest.mark.slow) for it in ("weur-front", "edge"))],
+)
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
@@ -122,6 +125,7 @@ async def test_streams_end_whole_and_then_their_process(
         await nothing_in_flight(w)
 
 
+@pytest.mark.slow
 async def test_all_told_at_once_end_what_has_begun(tmp_path: Path) -> None:
     """Case 17: as when a machine is shut down, and nobody minds the order."""
     async with world(tmp_path, Shape(step_s=0.02)) as w:
@@ -177,6 +181,7 @@ async def test_kv_that_nobody_reads_keeps_its_worker_for_its_lease(tmp_path: Pat
         assert await gone(process, PATIENCE_S) == 0
 
 
+@pytest.mark.slow
 async def test_the_only_worker_refuses_what_is_new_with_a_time_to_come_back(
     tmp_path: Path,
 ) -> None:

@@ -82,6 +82,7 @@ async def test_hostile_fields_are_refused_to_who_sends_them(tmp_path: Path) -> N
         assert '"trace"' not in "".join(it.log.read_text() for it in w.processes.values())
 
 
+@pytest.mark.slow
 async def test_random_bodies_never_are_an_error_of_ours(tmp_path: Path) -> None:
     """Case 24: bodies with bytes changed, cut or doubled, the same ones each time: 200 or 4xx."""
     chance = random.Random(24)

@@ -104,6 +104,7 @@ async def test_who_will_not_wait_is_refused_at_once(tmp_path: Path) -> None:
             assert int(answer.headers["retry-after"]) >= 1
 
 
+@pytest.mark.slow
 async def test_work_for_idle_times_gives_way_and_goes_on(tmp_path: Path) -> None:
     """A key of priority -1 has the only row; another's request takes it, and then it has it again.
     While that runs, nothing more of priority -1 is let in."""

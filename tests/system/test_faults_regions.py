@@ -76,6 +76,7 @@ async def test_many_streams_wait_for_the_only_region_to_be_reached_again(tmp_pat
         await nothing_in_flight(w)
 
 
+@pytest.mark.slow
 async def test_many_streams_outlive_the_front_of_the_only_region(tmp_path: Path) -> None:
     """Case 14: if another is there soon enough; none ends without a word in any case."""
     async with world(tmp_path, CROWDED) as w:
@@ -150,6 +151,7 @@ async def test_a_region_out_of_reach_is_left_alone_until_it_is_back(tmp_path: Pa
             await nothing_in_flight(w, name)
 
 
+@pytest.mark.slow
 async def test_who_calls_while_an_edge_starts_again_is_answered(tmp_path: Path) -> None:
     """They wait in the queue of its socket, and then until a region has said how it is."""
     async with world(tmp_path, Shape(regions=BOTH)) as w:
