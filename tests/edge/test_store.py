@@ -91,6 +91,7 @@ async def test_a_write_that_fails_changes_nothing(tmp_path: Path) -> None:
     store.close()
 
 
+@pytest.mark.slow
 async def test_a_lock_that_is_not_given_back_ends_a_call_in_time(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     store = Store(path)

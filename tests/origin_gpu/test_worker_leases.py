@@ -95,6 +95,7 @@ async def test_a_collector_that_dies_does_not_keep_it(
         await p.settled()
 
 
+@pytest.mark.slow
 async def test_a_full_queue_refuses(tmp_path: Path) -> None:
     async with local_worker(tmp_path, step_s=0.02, max_running=2, max_waiting=3) as w:
         async with anyio.create_task_group() as tasks:
@@ -216,6 +217,7 @@ async def test_losing_the_front_is_hanging_up(tmp_path: Path) -> None:
         await w.settled()
 
 
+@pytest.mark.slow
 async def test_a_dying_engine_ends_every_request_and_another_takes_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +245,7 @@ async def test_a_dying_engine_ends_every_request_and_another_takes_over(
         assert "edgefire_engine_starts_total 2.0" in (await w.client.get("/metrics")).text
 
 
+@pytest.mark.slow
 async def test_a_ticket_of_an_earlier_life_is_refused(tmp_path: Path) -> None:
     async with local_pair(tmp_path) as (p, d):
         request = p.generate(65)

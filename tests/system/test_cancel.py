@@ -42,6 +42,7 @@ async def until(read: Callable[[], Awaitable[ProcessReport]], seen: str) -> Proc
     return report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [pytest.param(False, marks=pytest.mark.slow), True])
 async def test_in_a_prefill_of_eight_chunks(tmp_path: Path, stream: bool) -> None:
     """It costs at most the chunk that was under way."""
@@ -82,6 +83,7 @@ async def test_in_the_queue(tmp_path: Path, stream: bool) -> None:
         await w.settled("weur-both")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [pytest.param(False, marks=pytest.mark.slow), True])
 async def test_in_the_transfer(tmp_path: Path, stream: bool) -> None:
     """The decode worker hangs, so KV is held on the prefill worker: hanging up frees it."""
@@ -97,6 +99,7 @@ async def test_in_the_transfer(tmp_path: Path, stream: bool) -> None:
             assert (await read_all(response))[0] == "BCD"
 
 
+@pytest.mark.slow
 async def test_many_at_once_leave_nothing_behind(tmp_path: Path) -> None:
     async with world(tmp_path, Shape(step_s=0.01, worker_flags=("--kv-tokens", "65536"))) as w:
 

@@ -258,6 +258,7 @@ async def test_words_lost_doubled_late_or_of_strangers_do_no_harm(tmp_path: Path
             await made.settled("weur-prefill", "weur-decode")
 
 
+@pytest.mark.slow
 async def test_the_same_again_is_answered_again(tmp_path: Path) -> None:
     """Case 9: a prompt that was there before, of less than a block, of whole ones, and of more."""
     async with world(tmp_path) as w:

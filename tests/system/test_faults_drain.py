@@ -137,6 +137,7 @@ async def test_all_told_at_once_end_what_has_begun(tmp_path: Path) -> None:
             assert await gone(process, GRACE_S) == 0, process.name
 
 
+@pytest.mark.slow
 async def test_unread_kv_is_served_after_its_worker_was_told_to_stop(tmp_path: Path) -> None:
     """Case 17: nothing is computed twice, and once the KV was read the worker goes."""
     async with world(tmp_path, Shape(step_s=0.01)) as w:
@@ -256,6 +257,7 @@ async def test_an_edge_that_stops_takes_leave_of_its_clients(tmp_path: Path) -> 
         await w.settled("weur-prefill", "weur-decode")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("why", ["told again", pytest.param("grace over", marks=pytest.mark.slow)])
 async def test_a_worker_that_is_cut_costs_no_token_where_there_is_another(
     tmp_path: Path, why: str

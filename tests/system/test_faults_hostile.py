@@ -140,6 +140,7 @@ async def test_long_inputs_do_not_hold_up_the_edge(tmp_path: Path) -> None:
         await nothing_in_flight(w)
 
 
+@pytest.mark.slow
 async def test_characters_of_many_tokens_are_never_broken(tmp_path: Path) -> None:
     """Case 24: the answer runs through bytes that are no UTF-8: whole characters come, each once,
     and a stop string is found though its tokens come one by one."""

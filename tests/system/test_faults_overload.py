@@ -78,6 +78,7 @@ async def test_what_one_region_does_not_take_another_does(tmp_path: Path) -> Non
             await nothing_in_flight(w, name)
 
 
+@pytest.mark.slow
 async def test_who_will_not_wait_is_refused_at_once(tmp_path: Path) -> None:
     """`rejectIfBusy`: all rows are taken, and others wait; it gets its 429 before these end."""
     shape = Shape(step_s=0.01, roles=("both",), worker_flags=("--max-running", "2"))

@@ -32,6 +32,7 @@ CROWDED = Shape(step_s=0.02, worker_flags=("--kv-tokens", "65536"))
 SILENCE_S = 10.0  # after which a link whose peer says nothing is given up
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "regions",
     [

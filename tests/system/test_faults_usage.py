@@ -49,6 +49,7 @@ LONG = 2000  # tokens: no answer that ends by itself
 ROOMY = ("--kv-tokens", "65536")
 
 
+@pytest.mark.slow
 async def test_what_one_tenant_has_said_is_in_no_others_cache(tmp_path: Path) -> None:
     """Case 25: the same prompt of two tenants, in turn: each finds what it has said itself and
     nothing else, whatever salt a body or a header claims; and so it is in the ledger."""

@@ -40,6 +40,7 @@ async def test_one_line_a_request_in_every_process(tmp_path: Path) -> None:
         assert line["total_ms"] >= 0
 
 
+@pytest.mark.slow
 async def test_metrics_count_what_happened(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         for _ in range(3):

@@ -40,6 +40,7 @@ async def _ready(w: World, url: str) -> bool:
         return False
 
 
+@pytest.mark.slow
 async def test_a_conversation_moves_between_edges_and_survives_one(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         other = await second_edge(w)

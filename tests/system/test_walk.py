@@ -57,6 +57,7 @@ async def test_the_decode_worker_computes_no_prompt_token(tmp_path: Path) -> Non
         assert (prefill.prompt_tokens_computed, decode.prompt_tokens_computed) == (300, 0)
 
 
+@pytest.mark.slow
 async def test_one_worker_of_role_both(tmp_path: Path) -> None:
     async with world(tmp_path, Shape(roles=("both",))) as w:
         assert (await w.raw("AB", 6)).json()["result"]["response"] == "CDEFGH"
