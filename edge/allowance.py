@@ -13,13 +13,12 @@ import anyio
 from anyio import CapacityLimiter, to_thread
 
 from edge.auth import Tenant
+from edge.inside import NO_ROOM
 from edge.ledger import completion_tokens
 from edge.limits import Limit, Rule, rules_of
-from edge.meter import Admitted, Meter, Used
+from edge.meter import Admitted, Charge, Meter
 from edge.metrics import Record
 from edge.prices import USD_A_NEURON, Prices
-
-_NO_ROOM = {429, 503}  # what the edge asks for itself comes again: it counts once
 
 
 class Allowance:
@@ -29,7 +28,7 @@ class Allowance:
         self._limits = limits
         self._meter = meter
         self._prices = prices
-        self._pending: deque[tuple[Rule, Used]] = deque()  # not counted yet
+        self._pending: deque[Charge] = deque()  # not counted yet
         self._noted = anyio.Event()
         self._one = CapacityLimiter(1)
 
@@ -55,9 +54,8 @@ class Allowance:
 
     def note(self, record: Record) -> None:
         """The request has ended: it is counted soon, and before this process admits another."""
-        if record.is_inside and record.status in _NO_ROOM:
-            hits = ((rule, at) for rule, at in record.counted.items() if not rule.limit.is_amount)
-            self._count((rule, {"at": at}) for rule, at in hits)
+        if record.is_inside and record.status in NO_ROOM:
+            self._count(hit for hit in record.counted.items() if not hit[0].limit.is_amount)
         rules = [rule for rule in record.counted if rule.limit.is_amount]
         if not rules or not record.tries.answers:
             return
@@ -73,9 +71,9 @@ class Allowance:
             "neurons": neurons,
             "usd": neurons * USD_A_NEURON,
         }
-        self._count((rule, used) for rule in rules)
+        self._count((rule, used[rule.limit.name]) for rule in rules)
 
-    def _count(self, charges: Iterable[tuple[Rule, Used]]) -> None:
+    def _count(self, charges: Iterable[Charge]) -> None:
         self._pending.extend(charges)
         self._noted.set()
 
@@ -97,6 +95,6 @@ class Allowance:
     def _charge(self) -> None:
         self._meter.charge(self._take())
 
-    def _take(self) -> list[tuple[Rule, Used]]:
+    def _take(self) -> list[Charge]:
         """In the thread that counts: who waits for it may be cancelled, and would lose them."""
         return [self._pending.popleft() for _ in range(len(self._pending))]

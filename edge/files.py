@@ -13,6 +13,7 @@ from typing import Any
 from msgspec import Struct
 
 from edge.store import Db, Store
+from edge.store_schema import drop_parts
 from routing.errors import Code, Failure
 
 PART_BYTES = 1_000_000
@@ -131,11 +132,8 @@ def prune(db: Db, now: float, limit: int) -> int:
     `limit` as long as there may be more."""
     # Nobody finds them any more, though their parts may take a while to go.
     db.execute("UPDATE files SET num_bytes = -1 WHERE forget < ? AND num_bytes >= 0", (now,))
-    num_parts = db.execute(
-        "DELETE FROM file_parts WHERE (file, place) IN (SELECT file, place FROM file_parts"
-        " WHERE file IN (SELECT id FROM files WHERE forget < ?) LIMIT ?)",
-        (now, _PRUNED_PARTS),
-    ).rowcount
+    dropping = drop_parts("file_parts", "file", "files")
+    num_parts = db.execute(dropping, (now, _PRUNED_PARTS)).rowcount
     if num_parts == _PRUNED_PARTS:
         return limit
     query = "SELECT id FROM files WHERE forget < ? LIMIT ?"

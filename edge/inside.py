@@ -16,6 +16,7 @@ from edge.auth import Tenant
 from routing.abort import EXTENSION
 
 PRIORITY = -1  # below what clients wait for (wire.Generate.priority)
+NO_ROOM = frozenset({429, 503})  # HTTP: who is answered so comes again, and counts once
 _STATE = "inside"
 
 

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp
 
 from edge import inside, jobs
 from edge.auth import tenant_of
-from edge.inside import PRIORITY, Answered
+from edge.inside import NO_ROOM, PRIORITY, Answered
 from edge.jobs import Extra, Item, Job, Status
 from edge.pace import Pace
 from edge.store import Db, Store, StoreAway
@@ -38,7 +38,6 @@ TURN_S = 30.0  # that a job is held before it makes way for those that wait
 POLL_S = 0.5  # between looks for jobs that other edges have taken in, or left
 AGAIN_S = 1.0  # between tries of a store that is away
 RELEASE_S = 1.0
-_BUSY = {429, 503}  # there is no room now: asked again for as long as the job has time
 _FAILED = {408, 500}  # asked again, but not for ever
 _MOST_FAILURES = 3
 
@@ -242,7 +241,7 @@ class JobRunner:
                 if not self._wanted(held) or held.pace.wait_s(self._clock()):
                     continue
                 answered = await inside.ask(app, tenant, job.route, body)
-            if answered.status in _BUSY:
+            if answered.status in NO_ROOM:  # asked again for as long as the job has time
                 held.pace.busy(self._clock(), answered.retry_after_s)
                 held.leaves = held.leaves or held.pace.slowest
                 continue

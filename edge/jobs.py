@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from edge.keys import Grant
 from edge.store import Db
+from edge.store_schema import drop_parts
 
 Kind = Literal["queue", "batch"]
 # validating: only batches, whose requests are still in a file. What is after `running` is for good.
@@ -257,11 +258,7 @@ def prune(db: Db, now: float, limit: int) -> int:
     """Drop jobs whose time has come, up to so many rows of theirs; how many."""
     # Nobody finds them any more, though their requests may take a while to go.
     db.execute("UPDATE jobs SET account = '' WHERE forget < ? AND account != ''", (now,))
-    num_items = db.execute(
-        "DELETE FROM items WHERE (job, place) IN (SELECT job, place FROM items"
-        " WHERE job IN (SELECT id FROM jobs WHERE forget < ?) LIMIT ?)",
-        (now, limit),
-    ).rowcount
+    num_items = db.execute(drop_parts("items", "job", "jobs"), (now, limit)).rowcount
     query = "SELECT id FROM jobs WHERE forget < ? LIMIT ?"
     gone = db.execute(query, (now, limit - num_items)).fetchall() if num_items < limit else []
     for table, column in (("hooks", "job"), ("jobs", "id")):

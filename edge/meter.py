@@ -11,7 +11,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from edge.limits import WINDOW_S, Limit, Rule, Standing, period_of
@@ -31,7 +31,8 @@ _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS spent (bucket TEXT NOT NULL, begin REAL NOT NULL, "
     "amount REAL NOT NULL, PRIMARY KEY (bucket, begin)) WITHOUT ROWID",
 )
-Used = Mapping[str, float]  # by the name of an amount
+# Of an amount: how much was used. Of a limit of requests: when one was counted that counts no more.
+Charge = tuple[Rule, float]
 Admitted = tuple[tuple[Standing, ...], Failure | None]
 
 
@@ -45,13 +46,13 @@ class Meter:
         self._file: sqlite3.Connection | None = None
         self._again_at = float("-inf")
 
-    def admit(self, rules: Sequence[Rule], charges: Iterable[tuple[Rule, Used]] = ()) -> Admitted:
+    def admit(self, rules: Sequence[Rule], charges: Iterable[Charge] = ()) -> Admitted:
         """Count one request, after `charges`; or say which rule forbids it, and count none."""
         taken = list(charges)
         return self._counted(lambda connection: self._admit(connection, rules, taken))
 
-    def charge(self, charges: Iterable[tuple[Rule, Used]]) -> None:
-        """Count what answers took; of a limit of requests, not the one that was counted `at`."""
+    def charge(self, charges: Iterable[Charge]) -> None:
+        """Count these."""
         taken = list(charges)
         if taken:
             self._counted(lambda connection: self._admit(connection, (), taken))
@@ -80,16 +81,16 @@ class Meter:
         self,
         connection: sqlite3.Connection,
         rules: Sequence[Rule],
-        charges: Sequence[tuple[Rule, Used]],
+        charges: Sequence[Charge],
     ) -> Admitted:
         connection.execute("BEGIN IMMEDIATE")
         try:
             now = self._clock()  # in here: the order of times is the order of counting
-            for rule, used in charges:
+            for rule, number in charges:
                 if rule.limit.is_amount:
-                    _spend(connection, rule, used[rule.limit.name], now)
+                    _spend(connection, rule, number, now)
                 else:
-                    _give_back(connection, rule, used["at"])
+                    _give_back(connection, rule, number)
             standings: list[Standing] = []
             failure = None
             for rule in rules:

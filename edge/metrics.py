@@ -14,8 +14,8 @@ from prometheus_client.registry import Collector
 from edge.auth import Tenant
 from edge.complete import Tries
 from edge.limits import Rule, Standing
+from edge.upstream import REFUSED
 from edge.watch import Watch
-from routing.errors import Code
 from routing.health import State
 from routing.logs import log
 
@@ -23,8 +23,6 @@ logger = logging.getLogger("edge.request")
 
 _TTFT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _TOTAL_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-
-_REFUSED = {Code.NO_CAPACITY, Code.UNAVAILABLE, Code.DRAINING}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,7 +59,7 @@ class Record:
     @property
     def num_prompt(self) -> int:
         """What its prompt counts for: nothing where every region refused to begin with it."""
-        is_refused = self.outcome in _REFUSED and not self.tries.regions
+        is_refused = self.outcome in REFUSED and not self.tries.regions
         return self.tries.num_prompt if self.counts_prompt and not is_refused else 0
 
     def note_piece(self, region: str, now: float) -> None:

@@ -20,7 +20,6 @@ from edge.fallback import (
     TIMEOUT,
 )
 from edge.gateway import KEY, MOST_CACHE_S, MOST_KEY_CHARS, MOST_METADATA, MOST_METADATA_CHARS
-from edge.log_search import MOST_SEARCHED_CHARS
 from edge.openapi_parts import (
     NUMBER,
     OBJECT,
@@ -150,7 +149,7 @@ def of_account(ai: str) -> dict[str, Any]:
         "Requests that ran a model.",
         rows,
         {
-            "search": schemas.TEXT | {"maxLength": MOST_SEARCHED_CHARS},
+            "search": schemas.TEXT,
             "model": schemas.TEXT,
             "status": _whole(100, 599),
             "from": time,

@@ -74,6 +74,15 @@ INDEXES = {
     "responses_forget": "responses (forget)",
 }
 
+
+def drop_parts(table: str, of: str, owners: str) -> str:
+    """Drops parts of what has had its time. Given: now, and how many at most, as they are large."""
+    return (
+        f"DELETE FROM {table} WHERE ({of}, place) IN (SELECT {of}, place FROM {table}"
+        f" WHERE {of} IN (SELECT id FROM {owners} WHERE forget < ?) LIMIT ?)"
+    )
+
+
 STATEMENTS = (
     *(f"CREATE TABLE {name} {columns}" for name, columns in TABLES.items()),
     *(f"CREATE INDEX {name} ON {columns}" for name, columns in INDEXES.items()),

@@ -28,7 +28,7 @@ LOOK_S = 0.05  # between looks whether one that is reached may be asked again
 _REGION_FAILED = {Code.LOST, Code.UNAVAILABLE, Code.INCOMPATIBLE, Code.INTERNAL}
 _SHOWS_NOTHING = {Code.TIMEOUT, Code.ABORTED}
 # Nothing was begun. Any other failure may be the request's own doing, and is not had for ever.
-_REFUSED = {Code.NO_CAPACITY, Code.UNAVAILABLE, Code.DRAINING}
+REFUSED = {Code.NO_CAPACITY, Code.UNAVAILABLE, Code.DRAINING}
 # What the client is told instead of a region's own words, which name addresses and workers.
 _SAID = {
     Code.LOST: "the region that was asked cannot be reached, please try again",
@@ -289,7 +289,7 @@ class Answer:
 
     async def _next_choice(self) -> Choice | None:
         """The best region not yet asked; for a stream that has begun, then any that is there."""
-        num_lost = sum(failure.code not in _REFUSED for failure in self.failures)
+        num_lost = sum(failure.code not in REFUSED for failure in self.failures)
         if num_lost >= self._max_tries:
             return None
         asked = {choice.region for choice in self.tries}

@@ -15,8 +15,9 @@ from routing.paths import model_folder, paths
 from routing.wire import TextAssets
 from tests.fakes import text_assets
 from tests.fakes.edge_fixtures import edge, edge_settings, region
+from tests.fakes.keyring import clock, folder
 
-__all__ = ["edge", "edge_settings", "region"]  # fixtures
+__all__ = ["clock", "edge", "edge_settings", "folder", "region"]  # fixtures
 
 
 @dataclass(frozen=True)

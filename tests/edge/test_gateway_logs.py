@@ -55,16 +55,11 @@ async def test_requests_are_logged(edges: tuple[EdgeClient, EdgeClient]) -> None
     assert "request" not in miss
 
 
-async def test_a_search_for_much_is_refused_and_keeps_nobody_else_from_the_store(
-    edge: EdgeClient,
-) -> None:
+async def test_a_search_for_much_keeps_nobody_from_the_store(edge: EdgeClient) -> None:
     await run(edge)
     await logs(edge, 1)
-    url = f"{edge.ai}/logs"
-    answer = await edge.http.get(url, params={"search": "x" * 50_001}, headers=edge.headers())
-    assert answer.status_code == 400, answer.text
-    assert "'/search'" in answer.json()["errors"][0]["message"]
-    await logs(edge, 0, search="x" * 1000)
+    await logs(edge, 0, search="x" * 50_001)
+    await logs(edge, 1)
 
 
 async def test_logs_are_searched_and_paged(

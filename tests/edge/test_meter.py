@@ -67,7 +67,7 @@ def test_a_request_that_is_to_come_again_does_not_count(counted: Meter, clock: C
     first, _ = counted.admit(rules)
     clock.now += 30
     assert counted.admit(rules)[1] is None
-    counted.charge([(rules[0], {"at": first[0].at})])
+    counted.charge([(rules[0], first[0].at)])
     assert counted.admit(rules)[1] is None
     clock.now += 59
     assert counted.admit(rules)[1] is not None
@@ -123,10 +123,10 @@ def test_a_limit_of_nothing_lets_nobody_in(counted: Meter) -> None:
 
 def test_a_days_amount_is_there_again_at_midnight(counted: Meter, clock: Clock) -> None:
     neurons = rule("neurons", 10_000, "day")
-    counted.charge([(neurons, {"neurons": 9_999.5})])
+    counted.charge([(neurons, 9_999.5)])
     (standing,), failure = counted.admit([neurons])
     assert (standing.remaining, failure) == (0.5, None)
-    failure = counted.admit([neurons], [(neurons, {"neurons": 0.5})])[1]
+    failure = counted.admit([neurons], [(neurons, 0.5)])[1]
     assert failure is not None
     assert (failure.code, failure.retry_after_s) == (Code.QUOTA, 12 * 3600)
     assert failure.code.meaning.public == 3036
@@ -137,11 +137,11 @@ def test_a_days_amount_is_there_again_at_midnight(counted: Meter, clock: Clock) 
 
 def test_spending_is_bound_by_the_month_too(counted: Meter, clock: Clock) -> None:
     month, day = rule("usd", 5, "month"), rule("usd", 3, "day")
-    counted.charge([(it, {"usd": 3.0}) for it in (month, day)])
+    counted.charge([(it, 3.0) for it in (month, day)])
     assert counted.admit([month])[1] is None
     assert "daily allocation of 3.00 USD" in str(counted.admit([month, day])[1])
     clock.now += 86_400
-    counted.charge([(it, {"usd": 2.0}) for it in (month, day)])
+    counted.charge([(it, 2.0) for it in (month, day)])
     failure = counted.admit([month, day])[1]
     assert failure is not None
     assert "monthly allocation of 5.00 USD" in failure.detail
@@ -150,7 +150,7 @@ def test_spending_is_bound_by_the_month_too(counted: Meter, clock: Clock) -> Non
 
 def test_tokens_of_a_minute_are_a_rate(counted: Meter, clock: Clock) -> None:
     tokens = rule("tokens", 100)
-    counted.charge([(tokens, {"tokens": 100.0})])
+    counted.charge([(tokens, 100.0)])
     clock.now += 15
     failure = counted.admit([tokens])[1]
     assert failure is not None
@@ -179,7 +179,7 @@ def test_counts_outlive_the_process(tmp_path: Path, clock: Clock) -> None:
 def test_what_is_of_no_use_is_dropped(tmp_path: Path, clock: Clock) -> None:
     path, tokens = tmp_path / "limits.sqlite", rule("tokens", 9, "day")
     first = Meter(path, clock)
-    first.admit([rule("requests", 1)], [(tokens, {"tokens": 1.0})])
+    first.admit([rule("requests", 1)], [(tokens, 1.0)])
     first.close()
     clock.now += 50 * 86_400
     second = Meter(path, clock)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from typer.main import get_command
+
+from edge.settings import read_fleet
+from origin_gpu.__main__ import app
 from origin_gpu.engine_link import FRESH_S
 from origin_gpu.settings import FrontSettings, WorkerSettings
 from routing.children import TERM_S
@@ -34,6 +38,19 @@ def test_the_times_of_stopping_are_those_that_are_said() -> None:
     assert max(STOP_S, TERM_S) < 5.0
     assert "within 5 s" in STOPPING
     assert f"`{Code.DRAINING}`" in STOPPING
+
+
+def test_processes_can_be_started_by_hand_as_is_said(tmp_path: Path) -> None:
+    by_hand = README.partition("## By hand")[2].partition("\n## ")[0]
+    lines = by_hand.replace("\\\n", " ")
+    for name in ("worker", "front"):
+        [line] = re.findall(rf"^origin-gpu {name} .*", lines, re.M)
+        taken = {flag for it in get_command(app).commands[name].params for flag in it.opts}
+        assert {*re.findall(r"--[\w-]+", line)} <= taken
+    [written] = re.findall(r"```toml\n(.*?)```", by_hand, re.S)
+    (tmp_path / "edge.toml").write_text(written)
+    (region,) = read_fleet(tmp_path / "edge.toml").regions
+    assert (region.name, region.url) == ("weur", "http://127.0.0.1:9000")
 
 
 def test_every_file_that_is_named_exists() -> None:

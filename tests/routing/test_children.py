@@ -166,22 +166,6 @@ async def test_one_that_is_retired_while_it_is_started_again_is_ended(
             tasks.cancel_scope.cancel()
 
 
-async def test_one_that_cannot_be_started_again_is_tried_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(routing.children, "FIRST_PAUSE_S", 0.01)
-    news = News()
-    async with started(news, stand_in("w", "both", tmp_path)) as children:
-        await children.wait_ready(lambda _: None, within_s=PATIENCE_S)
-        (child,) = children
-        fails_at_first(children, monkeypatch)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(children.keep)
-            await is_kept(child)
-            tasks.cancel_scope.cancel()
-    assert "w cannot be started: [Errno 11] no more processes" in news.lines
-
-
 async def test_one_that_lived_long_and_cannot_be_started_again_is_tried_ever_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +180,7 @@ async def test_one_that_lived_long_and_cannot_be_started_again_is_tried_ever_lat
             tasks.start_soon(children.keep)
             await is_kept(child)
             tasks.cancel_scope.cancel()
+    assert "w cannot be started: [Errno 11] no more processes" in news.lines
     pauses = [line.rpartition(" in ")[2] for line in news.lines if "again in" in line]
     assert pauses == ["0.01 s", "0.02 s", "0.04 s", "0.08 s"]
 
